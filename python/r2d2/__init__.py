@@ -1,0 +1,139 @@
+r"""Linux containers as a Python library: rootless, no daemon, nothing else to install.
+
+>>> import r2d2
+>>> r2d2.run(["echo", "hello"], capture_output=True, text=True).stdout
+'hello\n'
+
+``Container`` is all of these primitives together, and each stands alone:
+
+- ``r2d2.namespace``: a view of its own of one of the kernel's global resources (namespaces(7)):
+
+      user    user and group ids, capabilities
+      mount   the mount table
+      pid     process ids
+      uts     host name and domain name
+      ipc     System V IPC, POSIX message queues
+      net     network devices, addresses, ports
+      cgroup  the root of the control groups
+      time    the monotonic and the boot-time clock
+
+- ``r2d2.chroot``: another directory as ``/``, with exactly the files that its programs ask for (chroot(2));
+- ``r2d2.overlay``: read-only layers seen through one that takes the writes, like slides laid on each other
+  (overlayfs, "overlay2");
+- ``r2d2.slirp``: a way to the world for a network namespace, through ordinary sockets of its user.
+
+``r2d2.doctor()`` tells what this host allows.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform != "linux":
+    raise ImportError("r2d2 needs Linux: use WSL2, a virtual machine, or a Linux container on this system")
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import chroot, namespace, overlay, slirp
+    from .container import Container, run
+    from .detached import Detached
+    from .diagnosis import doctor
+    from .errors import (
+        CallError,
+        CommandError,
+        CommandTimeout,
+        ContainerClosed,
+        ImageError,
+        ImageNotFound,
+        NetworkError,
+        R2d2Error,
+        SetupError,
+        SetupNotFoundError,
+        SetupPermissionError,
+        SpecError,
+        UnsupportedError,
+    )
+    from .image import Image
+    from .process import CompletedProcess, Process
+    from .slirp import Slirp
+    from .spec import Limits, Mount
+
+__version__ = "0.1.0"
+
+#: Where each public name lives; imported when it is first asked for, so that ``import r2d2`` stays quick.
+_HOMES = {
+    "CallError": "errors",
+    "CommandError": "errors",
+    "CommandTimeout": "errors",
+    "CompletedProcess": "process",
+    "Container": "container",
+    "ContainerClosed": "errors",
+    "Detached": "detached",
+    "Image": "image",
+    "ImageError": "errors",
+    "ImageNotFound": "errors",
+    "Limits": "spec",
+    "Mount": "spec",
+    "NetworkError": "errors",
+    "Process": "process",
+    "R2d2Error": "errors",
+    "SetupError": "errors",
+    "SetupNotFoundError": "errors",
+    "SetupPermissionError": "errors",
+    "Slirp": "slirp",
+    "SpecError": "errors",
+    "UnsupportedError": "errors",
+    "chroot": "",
+    "doctor": "diagnosis",
+    "namespace": "",
+    "overlay": "",
+    "run": "container",
+    "slirp": "",
+}
+
+__all__ = [
+    "CallError",
+    "CommandError",
+    "CommandTimeout",
+    "CompletedProcess",
+    "Container",
+    "ContainerClosed",
+    "Detached",
+    "Image",
+    "ImageError",
+    "ImageNotFound",
+    "Limits",
+    "Mount",
+    "NetworkError",
+    "Process",
+    "R2d2Error",
+    "SetupError",
+    "SetupNotFoundError",
+    "SetupPermissionError",
+    "Slirp",
+    "SpecError",
+    "UnsupportedError",
+    "chroot",
+    "doctor",
+    "namespace",
+    "overlay",
+    "run",
+    "slirp",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name from its home (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'r2d2' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f"r2d2.{home or name}")
+    value = getattr(module, name) if home else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

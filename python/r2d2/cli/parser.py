@@ -1,0 +1,77 @@
+"""The tree of verbs. Built on every call, so nothing heavy is imported here or by the files of the verbs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Parser", "Verbs", "build"]
+
+_EPILOG = """\
+r2d2 COMMAND --help tells more. Exit status: the command's own; 125 r2d2 failed, 126 the command cannot be
+invoked, 127 it is not there, 128+N signal N ended it; doctor: 0, 1 or 2. R2D2_DEBUG=1 shows tracebacks."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose mistakes end with 125, as everything else that is r2d2's fault or yours does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Two lines to standard error."""
+        self.exit(125, f"r2d2: {message}\nhint: {self.prog} --help\n")
+
+
+class Verbs:
+    """Collects verbs."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self._subparsers = subparsers
+
+    def add(
+        self,
+        name: str,
+        handler: Callable[[argparse.Namespace], int],
+        summary: str,
+        usage: str,
+        *,
+        epilog: str | None = None,
+    ) -> Parser:
+        """One verb. ``-h`` is left to it: docker's means the host name."""
+        parser: Parser = self._subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            usage=f"r2d2 {name} {usage}",
+            epilog=epilog,
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--help", action="help", help="show this text")
+        parser.set_defaults(handler=handler)
+        return parser
+
+
+def build() -> Parser:
+    """The whole tree."""
+    import r2d2
+
+    from . import completion, containers, demo, foreground, network, primitives, views
+
+    parser = Parser(
+        prog="r2d2",
+        usage="r2d2 COMMAND …",
+        description="Linux containers without a daemon, as root or as an ordinary user.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"r2d2 {r2d2.__version__}")
+    verbs = Verbs(
+        parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
+    )
+    for group in (demo, foreground, containers, views, primitives, network, completion):
+        group.add(verbs)
+    return parser

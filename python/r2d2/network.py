@@ -1,0 +1,197 @@
+"""A container's user-mode network: what ``network=`` and ``ports=`` mean, and the last step of a start.
+
+PID 1 stands, and no program runs yet: then the engine is attached to PID 1's namespaces (`r2d2.slirp`). It
+ends with PID 1, and with this process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from .errors import NetworkError, R2d2Error, SpecError
+from .explain import ExplainedStep
+from .slirp import Slirp, addresses, attach_as, check_address, describe, search_domains
+
+if TYPE_CHECKING:
+    from .container import Container
+    from .slirp import Network
+
+__all__ = ["Publish"]
+
+_TITLE = "attach the user-mode network to PID 1"
+_PUBLISHED = re.compile(
+    r"(?:(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d*):)?(?P<guest>\d+)(?:/(?P<kind>\w+))?"
+)
+
+
+class Publish(NamedTuple):
+    """A port of the host that is to lead into a container.
+
+    Attributes:
+        host_port: the port of the host; 0 lets the kernel choose.
+        guest_port: the port inside.
+        protocol: ``tcp`` or ``udp``.
+        host: the host's address to listen on.
+    """
+
+    host_port: int
+    guest_port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    host: str = "127.0.0.1"
+
+    @classmethod
+    def parse(cls, text: str) -> Publish:
+        """``[[ADDRESS:][PORT]:]PORT[/PROTOCOL]``, as ``docker run -p`` takes it, without ranges."""
+        match = _PUBLISHED.fullmatch(text)
+        if match is None:
+            raise SpecError(f"port {text!r}: not [[ADDRESS:][PORT]:]PORT[/tcp|/udp]")
+        host = (match["host"] or "127.0.0.1").strip("[]")
+        kind = cast("Literal['tcp', 'udp']", match["kind"] or "tcp")
+        return cls(int(match["port"] or 0), int(match["guest"]), kind, host).checked()
+
+    def checked(self) -> Publish:
+        """Itself.
+
+        Raises:
+            SpecError: it can never work.
+        """
+        for port, least in ((self.host_port, 0), (self.guest_port, 1)):
+            if isinstance(port, bool) or not isinstance(port, int) or not least <= port <= 65535:
+                raise SpecError(f"port {port!r}: not a number from {least} to 65535")
+        if self.protocol not in ("tcp", "udp"):
+            raise SpecError(f"port {self}: protocol {self.protocol!r} is not tcp or udp")
+        check_address(self.host)
+        return self
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.host_port}:{self.guest_port}/{self.protocol}"
+
+
+def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp, tuple[Publish, ...]]:
+    """``network=`` and ``ports=`` of a container, checked.
+
+    Raises:
+        SpecError: they can never work.
+    """
+    if isinstance(network, Slirp):
+        options = network
+    elif network == "slirp":
+        options = Slirp()
+    elif network in ("none", "host"):
+        raise SpecError(f"ports: network={network!r} has none to lead to").with_hint('network="slirp" has')
+    else:
+        raise SpecError(f"network={network!r}: an r2d2.Slirp, or one of {', '.join(map(repr, known))}")
+    loopback = options.host_loopback
+    options = options._replace(
+        host_loopback=loopback if isinstance(loopback, bool) else tuple(loopback),
+        resolvers=None if options.resolvers is None else tuple(options.resolvers),
+        search=None if options.search is None else tuple(options.search),
+        names=None if options.names is None else dict(options.names),
+        allow=tuple(options.allow),
+        deny=tuple(options.deny),
+        deny_names=tuple(options.deny_names),
+    )
+    if not options.configure:
+        raise SpecError("configure=False: a container's programs could not configure it before they start")
+    describe(options)
+    return options, _ports_of(ports)
+
+
+def _ports_of(ports: Any) -> tuple[Publish, ...]:
+    if isinstance(ports, Mapping):
+        return tuple(Publish(host, guest).checked() for host, guest in ports.items())
+    if ports is None:
+        return ()
+    if isinstance(ports, str) or not isinstance(ports, Iterable):
+        raise SpecError(f"ports={ports!r}: a mapping such as {{8080: 80}}, or a list of '8080:80'")
+    found = []
+    for port in ports:
+        if isinstance(port, Publish):
+            found.append(port.checked())
+        elif isinstance(port, str):
+            found.append(Publish.parse(port))
+        else:
+            raise SpecError(f"port {port!r}: a string such as '8080:80/tcp'")
+    return tuple(found)
+
+
+def resolv_conf(options: Slirp) -> bytes:
+    """/etc/resolv.conf (resolv.conf(5)) for this network."""
+    search = search_domains(options)
+    lines = [*([f"search {' '.join(search)}"] if search else []), f"nameserver {addresses(options)[2]}"]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def connect(container: Container, options: Slirp) -> None:
+    """Gives a container that has just been started its network, or ends it."""
+    began = time.perf_counter_ns()
+    try:
+        container._network = network = _attach(container.pid, options)
+        for port in container.spec.ports:
+            listen(network, port)
+    except BaseException:
+        container.stop()
+        raise
+    container._network_took = time.perf_counter_ns() - began
+    if container._closed:  # by another thread, which could not know of it yet
+        network.close()
+
+
+def _attach(pid: int, options: Slirp) -> Network:
+    try:
+        return attach_as(pid, options)
+    except OSError as error:
+        raise _failure(_TITLE, error) from error
+
+
+def listen(network: Network, port: Publish) -> None:
+    """Leads a port of the host inside, or raises NetworkError."""
+    try:
+        network.add_port(port.host_port, port.guest_port, protocol=port.protocol, host=port.host)
+    except OSError as error:
+        hint = None
+        if error.errno == errno.EADDRINUSE:
+            hint = (
+                f"another program listens there (ss -lnp); host port 0 takes a free one: 0:{port.guest_port}"
+            )
+        elif error.errno == errno.EACCES:
+            hint = "ports below net.ipv4.ip_unprivileged_port_start (1024) are root's: take a higher one"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            hint = "the address to listen on must be one of this host's: ip address"
+        raise _failure(f"listen on {port}", error).with_hint(hint) from error
+
+
+def _failure(step: str, error: OSError) -> R2d2Error:
+    number = error.errno or 0
+    failure = NetworkError(number, os.strerror(number))
+    failure.step = step
+    failure.syscall = getattr(error, "syscall", None)
+    said = f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
+    if isinstance(error, R2d2Error):
+        said = str(error)
+    failure.message = f"{step}: {said}"
+    return failure.with_hint(getattr(error, "hint", None))
+
+
+def explained(options: Slirp, number: int, took: int | None) -> ExplainedStep:
+    """The step, as ``explain()`` shows it."""
+    words = ["slirp4netns", "--configure", f"--mtu={options.mtu}", f"--cidr={options.cidr}"]
+    if options.host_loopback is False:
+        words.append("--disable-host-loopback")
+    if options.ipv6:
+        words.append("--enable-ipv6")
+    return ExplainedStep(
+        number,
+        "caller",
+        _TITLE,
+        "pidfd_open execve setns socket socketpair",
+        " ".join([*words, "PID", options.ifname]),
+        "a process with ordinary sockets of the caller speaks for the container to the world",
+        took=took,
+    )

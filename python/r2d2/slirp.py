@@ -1,0 +1,496 @@
+"""A user-mode network for any network namespace: what ``slirp4netns PID tap0`` does, with our engine.
+
+A new network namespace has nothing but a loopback device that is down. `attach` gives it an interface
+whose other end is a process, r2d2's engine: it takes the packets of the namespace and speaks for it
+with ordinary sockets of the calling user. No privilege is needed, not even the right to
+open ``/dev/net/tun``, and nothing changes on the host::
+
+    $ unshare --user --map-root-user --net sh -c 'echo $$; exec sleep 1000'
+    12345
+
+    >>> with slirp.attach(12345) as network:                       # doctest: +SKIP
+    ...     network.add_port(8080, 80)
+
+Inside, the address is 10.0.2.100 (and fd00::100), the router 10.0.2.2, the resolver 10.0.2.3. Leaving
+the block ends the engine, and with it the interface, as Ctrl-C ends slirp4netns.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+import socket
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias, cast
+
+from . import _core
+from .errors import SpecError, setup_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from .spec import StrPath
+
+__all__ = ["Flow", "Network", "Port", "Slirp", "attach"]
+
+Device: TypeAlias = Literal["any", "tap", "packet"]
+Protocol: TypeAlias = Literal["tcp", "udp"]
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_NAME = re.compile(r"[^\s/:]{1,15}")
+_DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of the host that leads into the namespace.
+
+    Attributes:
+        protocol: ``tcp`` or ``udp``.
+        host: the address that is listened on.
+        host_port: the port that is listened on; never 0.
+        guest: the address inside.
+        guest_port: the port inside.
+    """
+
+    protocol: Protocol
+    host: str
+    host_port: int
+    guest: str
+    guest_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A connection, or what comes closest to one, as the engine sees it.
+
+    Attributes:
+        protocol: ``tcp``, ``udp`` or ``icmp``.
+        guest: address and port inside.
+        remote: address and port outside, as known inside.
+        state: of TCP ``Connecting``, ``SynSent``, ``SynReceived``, ``Established`` or ``TimeWait``; of UDP
+            ``sent`` or ``replied``; of ICMP ``echo``.
+        idle: seconds since the last packet.
+    """
+
+    protocol: str
+    guest: str
+    remote: str
+    state: str
+    idle: int
+
+
+class Slirp(NamedTuple):
+    """How a user-mode network is to be: ``Container(network=r2d2.Slirp(mtu=65520))``.
+
+    The fields are arguments of `attach`, which explains them.
+    """
+
+    ifname: str = "tap0"
+    mtu: int = 1500
+    cidr: str = "10.0.2.0/24"
+    ipv6: bool = True
+    host_loopback: bool | Iterable[int] = False
+    resolvers: Iterable[str] | None = None
+    search: Iterable[str] | None = None
+    names: Mapping[str, str | Sequence[str]] | None = None
+    allow: Iterable[str] = ()
+    deny: Iterable[str] = ()
+    deny_names: Iterable[str] = ()
+    configure: bool = True
+    device: Device = "any"
+
+
+class Network:
+    """A running network, made by `attach`. A context manager: leaving it removes the interface.
+
+    Attributes:
+        ifname: the interface's name inside.
+        address: the guest's IPv4 address.
+        gateway: the router inside.
+        dns: the resolver inside.
+        address6: the guest's IPv6 address; None with ``ipv6=False``.
+    """
+
+    def __init__(
+        self, network: _core.Network, ifname: str, v4: Sequence[Address], v6: Address | None
+    ) -> None:
+        self._network = network
+        self._lock = threading.Lock()
+        self._ports: dict[Port, int] = {}
+        self.ifname = ifname
+        self.address, self.gateway, self.dns = v4
+        self.address6 = v6
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"pid {self.pid}" if self.alive else "closed"
+        return f"<r2d2.slirp.Network {self.ifname} {self.address} {state}>"
+
+    @property
+    def pid(self) -> int:
+        """The engine's process."""
+        return self._network.pid
+
+    @property
+    def device(self) -> str:
+        """What the interface is: ``tap``, or ``packet`` for one end of a veth pair."""
+        return self._network.device
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine runs. It ends with the process that it was attached to."""
+        return self._network.alive()
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the engine ends (for select, poll, asyncio)."""
+        return self._network.fileno()
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """What `add_port` has added."""
+        with self._lock:
+            return tuple(self._ports)
+
+    def add_port(
+        self,
+        host_port: int,
+        guest_port: int | None = None,
+        *,
+        protocol: Protocol = "tcp",
+        host: str = "127.0.0.1",
+    ) -> Port:
+        """Leads a port of the host into the namespace.
+
+        A TCP server inside sees the client's own address; clients on the host's loopback appear as the
+        router.
+
+        Args:
+            host_port: the port to listen on; 0 lets the kernel choose, see the result's ``host_port``.
+            guest_port: the port inside; the same as ``host_port`` if None.
+            protocol: ``tcp`` or ``udp``.
+            host: the address to listen on, IPv4 or IPv6; ``0.0.0.0`` or ``::`` for all.
+
+        Raises:
+            OSError: the port cannot be listened on (``EADDRINUSE``, ``EACCES`` below 1024).
+            SpecError: a port is not one.
+            ContainerClosed: the network is closed.
+        """
+        if protocol not in ("tcp", "udp"):
+            raise SpecError(f"protocol: {protocol!r} is not tcp or udp")
+        guest_port = host_port if guest_port is None else guest_port
+        for port, least in ((host_port, 0), (guest_port, 1)):
+            if not least <= port <= 65535:
+                raise SpecError(f"port: {port} is not between {least} and 65535")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        with socket.socket(family, kind | socket.SOCK_NONBLOCK) as listener, self._lock:
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if protocol == "tcp":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            else:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            listener.bind((host, host_port))
+            if protocol == "tcp":
+                listener.listen(4096)
+            real = listener.getsockname()
+            guest = self.address6 if family == socket.AF_INET6 and self.address6 else self.address
+            to = f"[{guest}]:{guest_port}" if guest.version == 6 else f"{guest}:{guest_port}"
+            number = int(self._network.request(f"forward {protocol} {to}", [listener.fileno()]))
+            added = Port(protocol, real[0], real[1], str(guest), guest_port)
+            self._ports[added] = number
+        return added
+
+    def remove_port(self, port: Port) -> None:
+        """Ends a forward. TCP connections that stand go on.
+
+        Raises:
+            KeyError: it is not among `ports`.
+        """
+        with self._lock:
+            self._network.request(f"unforward {self._ports[port]}")
+            del self._ports[port]
+
+    def stats(self) -> dict[str, int]:
+        """The engine's counters by name: frames, bytes, flows, drops by reason, retransmissions."""
+        lines = self._network.request("stats").splitlines()
+        return {name: int(value) for name, value in (line.split() for line in lines)}
+
+    def flows(self) -> list[Flow]:
+        """What is going on now (as far as it fits 64 KiB)."""
+        found = []
+        for line in self._network.request("flows").splitlines():
+            protocol, guest, remote, state, idle = line.split()
+            found.append(Flow(protocol, guest, remote, state, int(idle)))
+        return found
+
+    def set_resolvers(self, resolvers: Iterable[str]) -> None:
+        """Replaces the host's resolvers that queries are relayed to, for a laptop that changes networks."""
+        self._network.request("resolvers " + " ".join(map(_endpoint, resolvers)))
+
+    def close(self) -> None:
+        """Ends the engine and waits until the interface is gone. A second call does nothing."""
+        self._network.close()
+
+
+def _endpoint(resolver: str) -> str:
+    """``192.0.2.1`` or ``[2001:db8::1]:5353`` with its port."""
+    host, _, port = resolver.rpartition(":")
+    if port.isdigit() and (host.startswith("[") or host.count(":") == 0) and host:
+        return (
+            f"[{check_address(host.strip('[]'))}]:{port}"
+            if host.startswith("[")
+            else f"{check_address(host)}:{port}"
+        )
+    address = check_address(resolver.partition("%")[0])
+    return f"[{address}]:53" if address.version == 6 else f"{address}:53"
+
+
+def check_address(text: str) -> Address:
+    """An IPv4 or IPv6 address, or a SpecError."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+
+
+def _host_dns() -> tuple[list[str], list[str]]:
+    """Resolvers and search domains of the host (resolv.conf(5))."""
+    resolvers: list[str] = []
+    search: list[str] = []
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return resolvers, search
+    for line in lines:
+        words = line.split()
+        if len(words) < 2:
+            continue
+        if words[0] == "nameserver":
+            try:
+                resolvers.append(_endpoint(words[1]))
+            except SpecError:
+                continue
+        elif words[0] in ("search", "domain"):
+            search = [word for word in words[1:] if _DOMAIN.fullmatch(word)]
+    return resolvers, search
+
+
+def _rule(verb: str, rule: str) -> str:
+    """``192.0.2.0/24``, ``192.0.2.1:443``, ``[2001:db8::]/32:80-90`` or ``*:25`` as the engine reads it."""
+    match = re.fullmatch(
+        r"(\*|\[[^\]]+\](?:/\d+)?|[0-9.]+(?:/\d+)?|[0-9a-fA-F:]+/\d+)(?::(\d+)(?:-(\d+))?)?", rule
+    )
+    if not match:
+        raise SpecError(f"{verb}: {rule!r} is not ADDRESS[/PREFIX][:PORT[-PORT]]")
+    network, first, last = match.groups()
+    if network != "*":
+        try:
+            network = str(ipaddress.ip_network(network.replace("[", "").replace("]", "")))
+        except ValueError as error:
+            raise SpecError(f"{verb}: {rule!r}: {error}") from None
+    low, high = int(first or 0), int(last or first or 65535)
+    if not low <= high <= 65535:
+        raise SpecError(f"{verb}: {rule!r} has no such ports")
+    return f"{verb} {network} {low}-{high}"
+
+
+def _plan(cidr: str) -> tuple[ipaddress.IPv4Network, list[Address], Address]:
+    """The network; guest, gateway and resolver in it; the first address for DHCP."""
+    try:
+        network = ipaddress.IPv4Network(cidr)
+    except ValueError as error:
+        raise SpecError(f"cidr: {error}") from None
+    if "/" not in cidr or network.prefixlen > 25 or network.prefixlen < 8:
+        raise SpecError(f"cidr: {cidr} is not a network with a prefix of 8 to 25 bits")
+    if network.is_loopback or network.is_multicast or network.is_unspecified:
+        raise SpecError(f"cidr: {cidr} cannot be a link's network")
+    guest, gateway, dns = (cast("Address", network.network_address + last) for last in (100, 2, 3))
+    return network, [guest, gateway, dns], network.network_address + 15
+
+
+def _domain(argument: str, name: str) -> str:
+    if not _DOMAIN.fullmatch(name):
+        raise SpecError(f"{argument}: {name!r} is not a name")
+    return name.rstrip(".")
+
+
+def _names(names: Mapping[str, str | Sequence[str]]) -> list[str]:
+    lines = []
+    for given, addresses in names.items():
+        name = _domain("names", given)
+        listed = [addresses] if isinstance(addresses, str) else addresses
+        lines.append(f"name {name} " + " ".join(str(check_address(address)) for address in listed))
+    return lines
+
+
+def _loopback(host_loopback: bool | Iterable[int]) -> str:
+    if host_loopback is True:
+        return "loopback allow"
+    ports = [] if host_loopback is False else sorted(host_loopback)
+    for port in ports:
+        if not 0 < port <= 65535:
+            raise SpecError(f"host_loopback: {port} is not a port")
+    return "loopback " + (" ".join(map(str, ports)) or "deny")
+
+
+def attach(
+    target: int | StrPath,
+    ifname: str = "tap0",
+    *,
+    mtu: int = 1500,
+    cidr: str = "10.0.2.0/24",
+    ipv6: bool = True,
+    host_loopback: bool | Iterable[int] = False,
+    ports: Mapping[int, int] | None = None,
+    resolvers: Iterable[str] | None = None,
+    search: Iterable[str] | None = None,
+    names: Mapping[str, str | Sequence[str]] | None = None,
+    allow: Iterable[str] = (),
+    deny: Iterable[str] = (),
+    deny_names: Iterable[str] = (),
+    configure: bool = True,
+    userns: StrPath | None = None,
+    device: Device = "any",
+) -> Network:
+    """Gives a network namespace an interface to the world.
+
+    Args:
+        target: a process in the namespace, whose end ends the network; or the path of a network namespace,
+            such as ``/run/netns/NAME`` or ``/proc/PID/ns/net``, with ``userns`` where it belongs to another
+            user namespace.
+        ifname: the interface's name, at most 15 bytes.
+        mtu: the largest packet, 576 to 65520 bytes (1280 at least with IPv6).
+        cidr: the IPv4 network; the guest gets .100, the router .2, the resolver .3.
+        ipv6: fd00::/64 besides.
+        host_loopback: whether the router's address leads to the host's 127.0.0.1 and ::1, or for which ports
+            only. Elsewise connecting to it fails at once with ``ENETUNREACH``.
+        ports: TCP ports of the host's 127.0.0.1 that lead to ports inside; see `Network.add_port`.
+        resolvers: who answers DNS queries, best first; the host's resolv.conf(5) if None.
+        search: search domains for DHCP; the host's if None.
+        names: names that the resolver inside knows by itself.
+        allow: destinations that may be reached, as ``192.0.2.0/24:443``; looked at before ``deny``.
+        deny: destinations that may not; ``*`` stands for all that ``allow`` does not name.
+        deny_names: domains that are not resolved, with everything below them.
+        configure: give the interface addresses and routes (else only bring it up).
+        device: ``tap``; or ``packet``, a veth pair whose other end is known to nobody but the engine,
+            which needs no ``/dev/net/tun``; or ``any``, the first of them that can be had.
+        userns: path of the user namespace that owns the one that ``target`` names.
+
+    Raises:
+        SpecError: an argument can never work.
+        SetupError: the namespace cannot be joined or the interface not be made; ``step`` and ``errno``
+            say why.
+        SetupNotFoundError: there is no such process or path.
+        SetupPermissionError: it belongs to somebody else.
+    """
+    options = Slirp(
+        ifname,
+        mtu,
+        cidr,
+        ipv6,
+        host_loopback,
+        resolvers,
+        search,
+        names,
+        allow,
+        deny,
+        deny_names,
+        configure,
+        device,
+    )
+    network = attach_as(target, options, userns)
+    try:
+        for host_port, guest_port in (ports or {}).items():
+            network.add_port(host_port, guest_port)
+    except BaseException:
+        network.close()
+        raise
+    return network
+
+
+def addresses(options: Slirp) -> tuple[Address, Address, Address]:
+    """IPv4 addresses of the guest, the router and the resolver."""
+    guest, gateway, dns = _plan(options.cidr)[1]
+    return guest, gateway, dns
+
+
+def search_domains(options: Slirp) -> list[str]:
+    """What a name without a dot is tried with."""
+    return _host_dns()[1] if options.search is None else [_domain("search", d) for d in options.search]
+
+
+def describe(options: Slirp) -> str:
+    """The network as the engine reads it.
+
+    Raises:
+        SpecError: an option can never work.
+    """
+    if not _NAME.fullmatch(options.ifname) or options.ifname in (".", ".."):
+        raise SpecError(f"ifname: {options.ifname!r} is not an interface's name of at most 15 bytes")
+    least = 1280 if options.ipv6 else 576
+    if not least <= options.mtu <= 65520:
+        raise SpecError(f"mtu: {options.mtu} is not between {least} and 65520")
+    if options.device not in ("any", "tap", "packet"):
+        raise SpecError(f"device: {options.device!r} is not any, tap or packet")
+    network, v4, dhcp = _plan(options.cidr)
+    resolvers = _host_dns()[0] if options.resolvers is None else map(_endpoint, options.resolvers)
+    return "\n".join(
+        (
+            f"ifname {options.ifname}",
+            f"device {options.device}",
+            f"mtu {options.mtu}",
+            f"v4 {network.prefixlen} {v4[0]} {v4[1]} {v4[2]} {dhcp}",
+            f"configure {str(options.configure).lower()}",
+            _loopback(options.host_loopback),
+            *(() if options.ipv6 else ("v6 off",)),
+            *(f"resolver {r}" for r in resolvers),
+            *(f"search {domain}" for domain in search_domains(options)),
+            *_names(options.names or {}),
+            *(f"deny-name {_domain('deny_names', d)}" for d in options.deny_names),
+            *(_rule("allow", rule) for rule in options.allow),
+            *(_rule("deny", rule) for rule in options.deny),
+        )
+    )
+
+
+def attach_as(target: int | StrPath, options: Slirp, userns: StrPath | None = None) -> Network:
+    """`attach` with its options in one object."""
+    lines = [describe(options)]
+    with ExitStack() as stack:
+        fds: list[int] = []
+        try:
+            if isinstance(target, int):
+                lines.append("watch")
+                fds.append(os.pidfd_open(target))
+                stack.callback(os.close, fds[-1])
+            else:
+                for path in (*(() if userns is None else (userns,)), target):
+                    fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                    stack.callback(os.close, fds[-1])
+        except OSError as error:
+            name = f"/proc/{target}" if isinstance(target, int) else os.fsdecode(error.filename)
+            number = errno.ENOENT if error.errno in (None, errno.ESRCH) else error.errno
+            failure = setup_error(number, os.strerror(number), name)
+            failure.step = "find the namespace"
+            raise failure from None
+        engine = _core.Network("\n".join(lines), fds)
+    address6 = ipaddress.ip_address("fd00::100") if options.ipv6 else None
+    return Network(engine, options.ifname, addresses(options), address6)

@@ -1,0 +1,396 @@
+"""What a container is to be: frozen, comparable, picklable data, checked before anything is started.
+
+These are the words of Docker and the OCI; the core gets the same, resolved against the host, from
+:func:`resolve`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _core
+from .errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .image import Image
+    from .network import Publish
+    from .slirp import Slirp
+
+StrPath = str | os.PathLike[str]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+def size_in_bytes(value: int | str, what: str) -> int:
+    """An amount of memory: an int in bytes, or a string such as ``"64m"`` or ``"1.5g"`` (powers of 1024)."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise SpecError(f"{what}={value!r}: an int in bytes or a string such as '64m'")
+    if isinstance(value, int):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise SpecError(f"{what}={value!r}: not an amount of memory such as '64m' or '1.5g'")
+    factor = 1024 ** " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * factor)
+
+
+class Mount(NamedTuple):
+    """A mount of a container.
+
+    Args:
+        source: path on the host, for ``type="bind"``.
+        target: absolute path in the container.
+        readonly: refuse writes, on mounts below it too.
+        type: ``"bind"``, ``"tmpfs"`` or ``"overlay"``.
+        recursive: with the mounts below the source.
+        size: of a tmpfs, in bytes or as ``"64m"``.
+        lower: layers of an overlay, top first.
+        upper, work: its writable layer; without them it is read-only.
+        volatile: never sync that layer to disk.
+    """
+
+    source: StrPath | None
+    target: StrPath
+    readonly: bool = False
+    type: str = "bind"
+    recursive: bool = True
+    size: int | str | None = None
+    lower: tuple[StrPath, ...] = ()
+    upper: StrPath | None = None
+    work: StrPath | None = None
+    volatile: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Mount:
+        """``SRC:DST[:ro]``, as ``docker run -v`` takes it."""
+        parts = text.split(":")
+        if len(parts) == 3 and parts[2] in ("ro", "rw"):
+            return cls(parts[0], parts[1], parts[2] == "ro")
+        if len(parts) == 2:
+            return cls(parts[0], parts[1])
+        raise SpecError(f"mount {text!r}: not SRC:DST or SRC:DST:ro; use r2d2.Mount for a path with colons")
+
+
+class Limits(NamedTuple):
+    """Limits of a whole container (cgroups(7)).
+
+    Args:
+        memory: bytes, or ``"64m"``.
+        swap: bytes of swap beyond memory.
+        pids: number of processes and threads.
+        cpus: share of CPU time; 1.5 is one and a half CPUs.
+        cpu_weight: relative weight, 1 to 10000, 100 by default.
+        cpuset: CPUs to run on, such as ``"0-1"``.
+        best_effort: accept a limit that would not bind here; otherwise it is an ``UnsupportedError``.
+        rlimits: per process, by the names of ``resource`` without ``RLIMIT_``: ``{"nofile": 64}``.
+    """
+
+    memory: int | str | None = None
+    swap: int | str | None = None
+    pids: int | None = None
+    cpus: float | None = None
+    cpu_weight: int | None = None
+    cpuset: str | None = None
+    best_effort: bool = False
+    rlimits: tuple[tuple[str, int], ...] = ()
+
+
+class ContainerSpec(NamedTuple):
+    """Everything that makes a container, filled in by ``Container(**keywords)``; unlike one it pickles."""
+
+    image: Image
+    name: str
+    hostname: str
+    user: str | int | None
+    env: tuple[tuple[str, str], ...]
+    workdir: str
+    network: str
+    mounts: tuple[Mount, ...]
+    limits: Limits
+    readonly: bool
+    userns: str
+    namespaces: tuple[str, ...]
+    cap_add: tuple[str, ...]
+    cap_drop: tuple[str, ...]
+    no_new_privs: bool
+    proc: str
+    storage: str
+    tmpfs_size: int | None
+    upper: str | None
+    work: str | None
+    clock_offsets: tuple[int, int] | None
+    extra_hosts: tuple[tuple[str, str], ...]
+    slirp: Slirp | None = None
+    ports: tuple[Publish, ...] = ()
+
+
+class _CoreMount(NamedTuple):
+    kind: str
+    source: bytes | None
+    target: bytes
+    readonly: bool
+    recursive: bool
+    size: int | None
+    lower: list[bytes]
+    upper: bytes | None
+    work: bytes | None
+    volatile: bool
+
+
+class _CoreLimits(NamedTuple):
+    memory: int | None
+    swap: int | None
+    pids: int | None
+    cpus: float | None
+    cpu_weight: int | None
+    cpuset: str | None
+    best_effort: bool
+
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_hostname(name: str) -> str:
+    """At most 64 bytes (sethostname(2)) of letters, digits, ``-`` and ``.``."""
+    if len(os.fsencode(name)) > 64:
+        raise SpecError(f"hostname of {len(os.fsencode(name))} bytes: at most 64 (sethostname(2))")
+    if not _HOSTNAME.fullmatch(name):
+        raise SpecError(f"hostname {name!r}: letters, digits, '-', '_' and '.' only")
+    return name
+
+
+def check_name(name: str) -> str:
+    """As Docker's container names."""
+    if not _NAME.fullmatch(name):
+        raise SpecError(
+            f"name {name!r}: letters, digits, '_', '.' and '-', at most 64, a letter or digit first"
+        )
+    return name
+
+
+def environment(env: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> tuple[tuple[str, str], ...]:
+    """Checked pairs."""
+    if env is None:
+        return ()
+    pairs = env.items() if hasattr(env, "items") else env
+    checked = []
+    for key, value in pairs:
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise SpecError(f"env {key!r}: {value!r}: names and values are strings")
+        if not key or "=" in key or "\0" in key or "\0" in value:
+            raise SpecError(f"env name {key!r}: not empty, no '=', and no zero byte in name or value")
+        checked.append((key, value))
+    return tuple(checked)
+
+
+def hosts_of(hosts: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """Checked names and addresses for /etc/hosts: one word each, so that none can bring a line of its own."""
+    pairs = environment(hosts)
+    for name, address in pairs:
+        if name.split() != [name] or address.split() != [address] or "#" in name + address:
+            raise SpecError(f"extra_hosts {name!r}: {address!r}: a name and an address, without spaces")
+    return pairs
+
+
+def mounts(items: Iterable[Any]) -> tuple[Mount, ...]:
+    """``Mount`` objects, ``"SRC:DST:ro"`` strings, or tuples of a Mount's fields."""
+    if isinstance(items, str):
+        raise SpecError(f"mounts={items!r}: a list of mounts, not one string")
+    result = []
+    for item in items:
+        if isinstance(item, Mount):
+            mount = item
+        elif isinstance(item, str):
+            mount = Mount.parse(item)
+        elif isinstance(item, tuple | list) and len(item) >= 2:
+            mount = Mount(*item)
+        else:
+            raise SpecError(f"mount {item!r}: a Mount, 'SRC:DST[:ro]' or a tuple (source, target, readonly)")
+        if mount.type == "bind" and mount.source is None:
+            raise SpecError(f"mount on {os.fspath(mount.target)}: a bind mount needs a source")
+        result.append(mount)
+    return tuple(result)
+
+
+def limits(value: Limits | Mapping[str, Any] | None) -> Limits:
+    """A ``Limits``, or a mapping with its fields."""
+    if value is None:
+        return Limits()
+    if isinstance(value, Limits):
+        return value
+    try:
+        fields = dict(value)
+        rlimits = fields.pop("rlimits", ())
+        pairs = tuple(rlimits.items()) if hasattr(rlimits, "items") else tuple(rlimits)
+        return Limits(**fields, rlimits=pairs)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"limits={value!r}: fields are {', '.join(Limits._fields)}") from error
+
+
+def namespaces_of(network: str, userns: str, clock: bool) -> tuple[str, ...]:
+    """The namespaces of a container."""
+    kinds = ["mount", "pid", "uts", "ipc", "cgroup"]
+    if userns != "host":
+        kinds.insert(0, "user")
+    if network != "host":
+        kinds.append("net")
+    if clock:
+        kinds.append("time")
+    return tuple(kinds)
+
+
+def id_map(userns: str) -> str | None:
+    """What ``userns="auto"`` is for this user."""
+    if userns == "host":
+        return None
+    if userns == "auto":
+        return "identity" if os.geteuid() == 0 else "single"
+    return userns
+
+
+def needs_disk(release: str) -> bool:
+    """Whether this kernel's tmpfs carries no user xattrs (before 6.6).
+
+    Without them an overlay in a user namespace cannot replace a directory of a lower layer.
+    """
+    numbers = re.findall(r"\d+", release)[:2]
+    return [int(number) for number in numbers] < [6, 6]
+
+
+def _upper(spec: ContainerSpec) -> tuple[bytes | None, bytes | None]:
+    """The upper layer and its work directory; neither: a tmpfs; the first alone: one that vanishes."""
+    if spec.upper is not None and spec.work is not None:
+        return _absolute(spec.upper), _absolute(spec.work)
+    layered = spec.image.kind in ("layers", "host")
+    if spec.storage == "auto":
+        disk = layered and "user" in spec.namespaces and needs_disk(os.uname().release)
+    else:
+        disk = spec.storage == "disk"
+    if not disk:
+        return None, None
+    from .cache import upper_dir
+
+    return os.fsencode(upper_dir()), None
+
+
+def _absolute(path: StrPath) -> bytes:
+    return os.fsencode(os.path.abspath(os.path.expanduser(path)))
+
+
+def _etc(spec: ContainerSpec) -> list[tuple[str, bytes]]:
+    """The files of /etc that every container has of its own."""
+    hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    if spec.hostname:
+        hosts.append(f"127.0.1.1\t{spec.hostname}")
+    hosts += [f"{address}\t{name}" for name, address in spec.extra_hosts]
+    files = [("hosts", "\n".join(hosts).encode() + b"\n")]
+    if spec.hostname:
+        files.append(("hostname", spec.hostname.encode() + b"\n"))
+    if spec.network == "host":
+        try:
+            with open("/etc/resolv.conf", "rb") as file:
+                files.append(("resolv.conf", file.read()))
+        except OSError:
+            pass
+    if spec.slirp is not None:
+        from .network import resolv_conf
+
+        files.append(("resolv.conf", resolv_conf(spec.slirp)))
+    return files
+
+
+_proc_refused = False
+
+
+def _proc(spec: ContainerSpec) -> str:
+    """What ``proc="auto"`` is for this process: what worked last."""
+    if spec.proc != "auto":
+        return spec.proc
+    return "bind" if _proc_refused and "user" in spec.namespaces else "mount"
+
+
+def fall_back(spec: ContainerSpec, error: OSError, step: str | None) -> bool:
+    """Whether to start once more with the host's /proc, because the kernel refuses a new one; remembers that.
+
+    It refuses where mounts cover parts of the outer /proc, as in most containers (mount_namespaces(7)). Not
+    without a user namespace: there, ``/proc/1/root`` of the host's would lead out.
+    """
+    global _proc_refused  # noqa: PLW0603 - a fact about this process
+    import errno
+
+    refused = error.errno == errno.EPERM and ", mount proc on " in (step or "")
+    if spec.proc != "auto" or "user" not in spec.namespaces or not refused:
+        return False
+    _proc_refused = True
+    return True
+
+
+def resolve(spec: ContainerSpec) -> _core.Spec:
+    """The same for the core: paths made absolute, sizes in bytes, names looked up on this host.
+
+    Raises:
+        SpecError: an argument that can never work.
+        UnsupportedError: something that this host cannot do, such as a limit that would not bind.
+    """
+    import resource
+
+    limits = spec.limits
+    rlimits = []
+    for name, value in limits.rlimits:
+        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+        if number is None or not isinstance(value, int):
+            raise SpecError(f"rlimit {name!r}={value!r}: a name of getrlimit(2) without RLIMIT_, and an int")
+        rlimits.append((number, name.lower(), value if value >= 0 else 2**64 - 1))
+    upper, work = _upper(spec)
+    return _core.Spec(
+        name=spec.name,
+        namespaces=list(spec.namespaces),
+        idmap=id_map(spec.userns),
+        root=spec.image.kind,
+        layers=[os.fsencode(layer) for layer in spec.image.layers],
+        upper=upper,
+        work=work,
+        tmpfs_size=spec.tmpfs_size,
+        readonly=spec.readonly,
+        proc=_proc(spec),
+        system=True,
+        masked=True,
+        hostname=spec.hostname.encode() if spec.hostname else None,
+        etc=_etc(spec),
+        mounts=[core_mount(mount) for mount in spec.mounts],
+        rlimits=rlimits,
+        cap_add=list(spec.cap_add),
+        cap_drop=list(spec.cap_drop),
+        no_new_privs=spec.no_new_privs,
+        clock_offsets=spec.clock_offsets,
+        limits=_CoreLimits(
+            None if limits.memory is None else size_in_bytes(limits.memory, "memory"),
+            None if limits.swap is None else size_in_bytes(limits.swap, "swap"),
+            limits.pids,
+            limits.cpus,
+            limits.cpu_weight,
+            limits.cpuset,
+            limits.best_effort,
+        ),
+    )
+
+
+def core_mount(mount: Mount) -> _CoreMount:
+    """A mount as the core takes it."""
+    return _CoreMount(
+        kind=mount.type,
+        source=None if mount.source is None else _absolute(mount.source),
+        target=os.fsencode(mount.target),
+        readonly=mount.readonly,
+        recursive=mount.recursive,
+        size=None if mount.size is None else size_in_bytes(mount.size, "size"),
+        lower=[_absolute(layer) for layer in mount.lower],
+        upper=None if mount.upper is None else _absolute(mount.upper),
+        work=None if mount.work is None else _absolute(mount.work),
+        volatile=mount.volatile,
+    )

@@ -1,0 +1,32 @@
+//! The rooms that know `PyO3`. They convert arguments and results and delegate; no logic lives here.
+
+mod cgroup;
+mod chroot;
+mod container;
+mod errors;
+mod overlay;
+mod probe;
+mod root;
+mod slirp;
+
+/// The extension module `r2d2._core`.
+#[pyo3::pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::cgroup::cgroup_report;
+    #[pymodule_export]
+    use super::chroot::{Rootfs, build_minimal, loaded_by, read_elf};
+    #[pymodule_export]
+    use super::container::{
+        Command, Handle, Process, Spawned, Spec, StepInfo, attach, enter, find, inspect, is_program, spawn,
+        start, start_detached,
+    };
+    #[pymodule_export]
+    use super::overlay::{OverlayOptions, host_layout, overlay_diff};
+    #[pymodule_export]
+    use super::probe::probe;
+    #[pymodule_export]
+    use super::root::Root;
+    #[pymodule_export]
+    use super::slirp::Network;
+}

@@ -1,0 +1,58 @@
+//! `_core.Network`, for `r2d2.slirp`: convert, release the interpreter, delegate.
+
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use pyo3::prelude::*;
+
+use crate::slirp::attach;
+use crate::sys;
+
+/// A running network engine; `r2d2.slirp.Slirp` is the public face.
+#[pyclass(frozen, module = "r2d2._core")]
+pub(super) struct Network(attach::Network);
+
+fn borrowed(fds: &[RawFd]) -> Vec<BorrowedFd<'_>> {
+    fds.iter().map(sys::borrow).collect()
+}
+
+#[pymethods]
+impl Network {
+    /// Starts an engine for the namespaces that `fds` name. The descriptors stay the caller's.
+    #[new]
+    fn new(py: Python<'_>, description: &str, fds: Vec<RawFd>) -> PyResult<Self> {
+        Ok(Self(py.detach(|| attach::Network::attach(description, &borrowed(&fds)))?))
+    }
+
+    /// Sends one request; what follows `ok` in the reply.
+    #[pyo3(signature = (text, fds = Vec::new()))]
+    fn request(&self, py: Python<'_>, text: &str, fds: Vec<RawFd>) -> PyResult<String> {
+        Ok(py.detach(|| self.0.request(text, &borrowed(&fds)))?)
+    }
+
+    /// The engine's process.
+    #[getter]
+    fn pid(&self) -> i32 {
+        self.0.pid()
+    }
+
+    /// `tap`, or `packet` for a veth pair.
+    #[getter]
+    fn device(&self) -> &str {
+        self.0.device()
+    }
+
+    /// A descriptor that becomes readable when the engine has ended.
+    fn fileno(&self) -> RawFd {
+        self.0.pidfd().as_raw_fd()
+    }
+
+    /// True while the engine runs.
+    fn alive(&self) -> bool {
+        self.0.alive()
+    }
+
+    /// Ends the engine and waits for it.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+}

@@ -1,0 +1,139 @@
+//! Joining the namespaces and making the interface there: in a forked child, whose descriptor of the interface is
+//! all that comes back. The child ends before the engine handles its first packet.
+
+use crate::control::{Failure, Kind, Setup};
+use crate::netlink::Netlink;
+use crate::sys::{self, Fd};
+use crate::{packet, tap};
+
+const CLONE_NEWUSER: i32 = 0x1000_0000;
+const CLONE_NEWNET: i32 = 0x4000_0000;
+const SOL_SOCKET: i32 = 1;
+const SCM_RIGHTS: i32 = 1;
+
+/// The interface, seen from here.
+#[derive(Debug, Clone, Copy)]
+pub struct Interface {
+    /// Frames are read from and written to this.
+    pub fd: Fd,
+    /// It is a packet socket, no tap.
+    pub packet: bool,
+}
+
+/// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor.
+pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
+    let (ours, theirs) =
+        sys::socketpair().map_err(|e| Failure::new("start the attaching child", "socketpair", e))?;
+    let Some(child) = sys::fork().map_err(|e| Failure::new("start the attaching child", "fork", e))? else {
+        sys::name(c"r2d2-attach");
+        let code = match inside(setup) {
+            Ok(made) => {
+                let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &made.fd.to_ne_bytes());
+                i32::from(
+                    sys::sendmsg(theirs, if made.packet { b"packet" } else { b"tap" }, &rights, 0).is_err(),
+                )
+            }
+            Err(failure) => i32::from(sys::send(theirs, failure.message().as_bytes(), 0, &[]).is_err()),
+        };
+        sys::exit(code);
+    };
+    sys::close(theirs);
+    let (mut text, mut control) = ([0u8; 1024], [0u8; 64]);
+    let answer = sys::recvmsg(ours, &mut text, &mut control, 0x4000_0000); // MSG_CMSG_CLOEXEC
+    sys::wait(child);
+    sys::close(ours);
+    let (n, len, _) = answer.map_err(|e| Failure::new("hear from the attaching child", "recvmsg", e))?;
+    let rights = sys::controls(control.get(..len).unwrap_or(&[]))
+        .find(|(l, k, _)| (*l, *k) == (SOL_SOCKET, SCM_RIGHTS));
+    if let Some(fd) = rights.and_then(|(_, _, payload)| payload.first_chunk::<4>()) {
+        return Ok(Interface { fd: i32::from_ne_bytes(*fd), packet: text.get(..n) == Some(b"packet") });
+    }
+    let text = String::from_utf8_lossy(text.get(..n).unwrap_or(&[])).into_owned();
+    Err(Failure::parse(&text).unwrap_or_else(|| Failure::new("attach", "exit", sys::EINVAL)))
+}
+
+/// In the child: joins, makes, configures.
+fn inside(setup: &Setup) -> Result<Interface, Failure> {
+    join(setup)?;
+    let pair =
+        || packet::create(&setup.ifname, setup.config.mtu.into()).map(|fd| Interface { fd, packet: true });
+    let made = if setup.device == Kind::Packet {
+        pair()?
+    } else {
+        match tap::create(&setup.ifname) {
+            Ok(fd) => Interface { fd, packet: false },
+            // Not there, or not for us: there is another way.
+            Err(("open /dev/net/tun", errno)) if setup.device == Kind::Any => {
+                pair().map_err(|failure| {
+                    // A name that is taken is taken for both kinds; else the better way is what is missing.
+                    let taken = failure.is(sys::EEXIST);
+                    if taken { failure } else { Failure::new("make the tap", "open /dev/net/tun", errno) }
+                })?
+            }
+            Err((call, errno)) => return Err(Failure::new("make the tap", call, errno)),
+        }
+    };
+    configure(setup)?;
+    Ok(made)
+}
+
+fn join(setup: &Setup) -> Result<(), Failure> {
+    let failed = |errno| Failure::new("join the namespaces", "setns", errno);
+    if setup.namespaces.len() == 1 {
+        // A pidfd. EINVAL: the user namespace is our own, or the kernel is too old to join both at once.
+        let fd = setup.namespaces.first().copied().unwrap_or(-1);
+        return match sys::setns(fd, CLONE_NEWUSER | CLONE_NEWNET) {
+            Err(sys::EINVAL) => sys::setns(fd, CLONE_NEWNET),
+            other => other,
+        }
+        .map(drop)
+        .map_err(failed);
+    }
+    // User namespace first: it gives the right to join the other.
+    for fd in &setup.namespaces {
+        match sys::setns(*fd, 0) {
+            Ok(_) | Err(sys::EINVAL) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    Ok(())
+}
+
+fn configure(setup: &Setup) -> Result<(), Failure> {
+    let config = &setup.config;
+    let step = |what: &str, errno| Failure::new(what, "netlink", errno);
+    let netlink = Netlink::open().map_err(|e| step("open netlink", e))?;
+    let lo = netlink.index("lo").map_err(|e| step("find lo", e))?;
+    netlink.up(lo, None, None).map_err(|e| step("bring lo up", e))?;
+    let tap = netlink.index(&setup.ifname).map_err(|e| step("find the interface", e))?;
+    if config.v6.is_some() {
+        // Some systems turn IPv6 off for new interfaces. Where it does not exist at all, the address below fails.
+        let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6\0", setup.ifname);
+        if let Ok(path) = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()) {
+            if let Ok(fd) = sys::open(path, sys::Access::Write) {
+                let _ = sys::write(fd, b"0");
+                sys::close(fd);
+            }
+        }
+    }
+    netlink
+        .up(tap, Some(config.guest_mac.0), Some(config.mtu.into()))
+        .map_err(|e| step("set the interface's address and MTU", e))?;
+    if !setup.configure {
+        return Ok(());
+    }
+    netlink
+        .address(tap, config.v4.guest.into(), config.v4.prefix)
+        .map_err(|e| step("add the IPv4 address", e))?;
+    netlink.default_route(tap, config.v4.gateway.into()).map_err(|e| step("add the IPv4 route", e))?;
+    if let Some(v6) = &config.v6 {
+        // A kernel without IPv6 (EAFNOSUPPORT, EOPNOTSUPP) does without.
+        match netlink.address(tap, v6.guest.into(), 64) {
+            Ok(()) => {}
+            Err(95 | 97 | 13) => return Ok(()),
+            Err(errno) => return Err(step("add the IPv6 address", errno)),
+        }
+        netlink.default_route(tap, v6.gateway.into()).map_err(|e| step("add the IPv6 route", e))?;
+    }
+    Ok(())
+}

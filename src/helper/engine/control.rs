@@ -1,0 +1,231 @@
+//! The control socket: one message a request, one a reply; lines of words, descriptors beside them.
+//!
+//! The owner writes it, so a malformed message is the owner's bug and is refused, not survived at all costs; but
+//! nothing in it can crash the engine either.
+//!
+//! | request | reply |
+//! | --- | --- |
+//! | the description of the network, with descriptors (first message only) | `ok` |
+//! | `forward tcp 10.0.2.100:80` with a listening socket | `ok 3` |
+//! | `unforward 3` | `ok` |
+//! | `stats` | `ok`, then one counter a line |
+//! | `flows` | `ok`, then one flow a line |
+//! | `resolvers 192.0.2.1:53 …` | `ok` |
+//!
+//! A failure is `error`, step, system call and errno, separated by tabs.
+
+use crate::slirp::config::{Config, Loopback, Rule, V4, V6};
+use crate::slirp::wire::ethernet::Mac;
+use crate::sys::{self, Fd};
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+/// The longest message.
+pub const MAX: usize = 64 << 10;
+
+/// A step that failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    step: String,
+    syscall: String,
+    errno: i32,
+}
+
+impl Failure {
+    /// Whether this was the reason.
+    pub fn is(&self, errno: i32) -> bool {
+        self.errno == errno
+    }
+
+    /// A failure.
+    pub fn new(step: &str, syscall: &str, errno: i32) -> Self {
+        Self { step: step.into(), syscall: syscall.into(), errno }
+    }
+
+    /// As a message.
+    pub fn message(&self) -> String {
+        format!("error\t{}\t{}\t{}", self.step, self.syscall, self.errno)
+    }
+
+    /// Back from a message.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut words = text.strip_prefix("error\t")?.split('\t');
+        Some(Self::new(words.next()?, words.next()?, words.next()?.parse().ok()?))
+    }
+}
+
+/// Which kind of interface is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A tap, or a veth pair where there can be none.
+    Any,
+    /// A tap.
+    Tap,
+    /// A veth pair.
+    Packet,
+}
+
+/// What the first message says.
+#[derive(Debug)]
+pub struct Setup {
+    /// The network.
+    pub config: Config,
+    /// The interface's name.
+    pub ifname: String,
+    /// Whether to give the interface addresses and routes.
+    pub configure: bool,
+    /// Which kind of interface.
+    pub device: Kind,
+    /// A pidfd, or a user and a network namespace.
+    pub namespaces: Vec<Fd>,
+    /// Ends us when it does: the pidfd among `namespaces`.
+    pub watch: Option<Fd>,
+    /// A pidfd of the owner, for the case that a fork of it keeps the control socket open.
+    pub owner: Option<Fd>,
+}
+
+/// Receives a message; `None` at the end.
+pub fn receive(fd: Fd, flags: i32) -> Result<Option<(String, Vec<Fd>)>, i32> {
+    let (mut text, mut control) = (vec![0; MAX], [0u8; 256]);
+    let (n, len, _) = sys::recvmsg(fd, &mut text, &mut control, flags | 0x4000_0000)?;
+    let mut fds = Vec::new();
+    for (level, kind, payload) in sys::controls(control.get(..len).unwrap_or(&[])) {
+        if (level, kind) == (1, 1) {
+            fds.extend(payload.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
+        }
+    }
+    if n == 0 && fds.is_empty() {
+        return Ok(None);
+    }
+    text.truncate(n);
+    Ok(Some((String::from_utf8_lossy(&text).into_owned(), fds)))
+}
+
+/// Sends a reply.
+pub fn send(fd: Fd, text: &str) -> Result<usize, i32> {
+    sys::send(fd, text.as_bytes().get(..MAX).unwrap_or(text.as_bytes()), 0x4040, &[])
+}
+
+/// The words of a line, parsed; `None` if one is missing or malformed.
+struct Words<'a>(std::str::SplitWhitespace<'a>);
+
+impl Words<'_> {
+    fn next<T: FromStr>(&mut self) -> Option<T> {
+        self.0.next()?.parse().ok()
+    }
+}
+
+fn mac(text: &str) -> Option<Mac> {
+    let mut mac = Mac::default();
+    let mut parts = text.split(':');
+    for byte in &mut mac.0 {
+        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+fn ports(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some(first.parse().ok()?..=last.parse().ok()?)
+}
+
+impl Setup {
+    /// Reads the first message.
+    pub fn parse(text: &str, fds: Vec<Fd>) -> Result<Self, Failure> {
+        let mut setup = Self {
+            config: Config::default(),
+            ifname: "tap0".into(),
+            configure: true,
+            device: Kind::Any,
+            namespaces: fds,
+            watch: None,
+            owner: None,
+        };
+        for line in text.lines() {
+            setup
+                .line(line)
+                .ok_or_else(|| Failure::new(&format!("read the line {line:?}"), "parse", sys::EINVAL))?;
+        }
+        if setup.namespaces.is_empty() || setup.ifname.is_empty() || setup.ifname.len() > 15 {
+            return Err(Failure::new("read the description", "parse", sys::EINVAL));
+        }
+        Ok(setup)
+    }
+
+    fn line(&mut self, line: &str) -> Option<()> {
+        let config = &mut self.config;
+        let mut words = Words(line.split_whitespace());
+        match words.0.next()? {
+            "ifname" => self.ifname = words.next()?,
+            "configure" => self.configure = words.next()?,
+            "device" => {
+                self.device = match words.0.next()? {
+                    "any" => Kind::Any,
+                    "tap" => Kind::Tap,
+                    "packet" => Kind::Packet,
+                    _ => return None,
+                }
+            }
+            "watch" => self.watch = self.namespaces.first().copied(),
+            "owner" => self.owner = self.namespaces.pop(),
+            "mtu" => config.mtu = words.next()?,
+            "mac" => config.mac = mac(words.0.next()?)?,
+            "guest-mac" => config.guest_mac = mac(words.0.next()?)?,
+            "v4" => {
+                config.v4 = V4 {
+                    prefix: words.next()?,
+                    guest: words.next()?,
+                    gateway: words.next()?,
+                    dns: words.next()?,
+                    dhcp: words.next()?,
+                }
+            }
+            "v6" => {
+                config.v6 = match words.0.next()? {
+                    "off" => None,
+                    guest => {
+                        Some(V6 { guest: guest.parse().ok()?, gateway: words.next()?, dns: words.next()? })
+                    }
+                }
+            }
+            "loopback" => {
+                config.loopback = match words.0.next()? {
+                    "deny" => Loopback::Deny,
+                    "allow" => Loopback::Allow,
+                    first => Loopback::Ports(
+                        std::iter::once(first).chain(words.0).map(ports).collect::<Option<Vec<_>>>()?,
+                    ),
+                }
+            }
+            "resolver" => config.resolvers.push(words.next()?),
+            "search" => config.search.push(words.next()?),
+            "name" => {
+                let name: String = words.next()?;
+                let addresses = words.0.map(str::parse).collect::<Result<Vec<IpAddr>, _>>().ok()?;
+                config.names.push((name.to_ascii_lowercase(), addresses));
+            }
+            "deny-name" => config.denied_names.push(words.next::<String>()?.to_ascii_lowercase()),
+            "allow" => config.rules.push(rule(true, words)?),
+            "deny" => config.rules.push(rule(false, words)?),
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// `allow 192.0.2.0/24 80-90`; `*` stands for every address.
+fn rule(allow: bool, mut words: Words<'_>) -> Option<Rule> {
+    let network = match words.0.next()? {
+        "*" => None,
+        cidr => {
+            let (address, len) = cidr.split_once('/')?;
+            Some((address.parse().ok()?, len.parse().ok()?))
+        }
+    };
+    Some(Rule { allow, network, ports: words.0.next().map_or(Some(0..=65535), ports)? })
+}
+
+/// The resolvers of a `resolvers` request.
+pub fn resolvers(words: std::str::SplitWhitespace<'_>) -> Option<Vec<SocketAddr>> {
+    words.map(str::parse).collect::<Result<_, _>>().ok()
+}

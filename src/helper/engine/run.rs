@@ -1,0 +1,209 @@
+//! The loop: sleep until something happens, give it to the engine, answer the owner.
+//!
+//! After activity the loop looks again without sleeping for some microseconds: a request and its answer are often
+//! that close, and waking up costs more. It does so only as long as it pays, and never with one processor.
+
+use crate::control::{self, Failure, Setup};
+use crate::host::{self, Sockets};
+use crate::slirp::device::Capabilities;
+use crate::slirp::engine::{BATCH, Engine};
+use crate::slirp::forward::Forward;
+use crate::slirp::time::Time;
+use crate::sys::{self, Event, Fd};
+use crate::tap::{self, Tap};
+use crate::{attach, packet, sandbox};
+use std::time::{Duration, Instant};
+
+const CONTROL: Fd = 0;
+/// Tokens that are not flows'. A flow's generation would have to reach its last value to look like one.
+const TAP: u64 = u64::MAX - 1;
+const OWNER: u64 = u64::MAX - 2;
+const GONE: u64 = u64::MAX - 3;
+const EPOLLIN: u32 = 1;
+/// How long to look without sleeping.
+const SPIN: Duration = Duration::from_micros(40);
+/// Batches of frames taken before the sockets get their turn.
+const ROUNDS: usize = 4;
+/// Descriptors kept free of flows.
+const RESERVE: u64 = 64;
+
+/// Sets everything up and serves until the owner or the guest is gone.
+pub fn serve() -> Result<(), Failure> {
+    sys::close_range(3, u32::MAX);
+    let first =
+        control::receive(CONTROL, 0).map_err(|e| Failure::new("read the description", "recvmsg", e))?;
+    let Some((text, fds)) = first else { return Ok(()) };
+    let mut setup = Setup::parse(&text, fds)?;
+    let descriptors = sys::raise_descriptor_limit();
+    let limit = descriptors.saturating_sub(RESERVE).max(RESERVE) as usize;
+    setup.config.limits.flows = setup.config.limits.flows.min(limit);
+
+    let made = attach::attach(&setup)?;
+    let fd = made.fd;
+    let capabilities = if made.packet {
+        let limits = &mut setup.config.limits;
+        limits.window = limits.window.min(packet::window(fd));
+        Capabilities::ALL
+    } else {
+        tap::offload(fd)
+    };
+    let device = Tap { fd, capabilities };
+    let poll = |errno| Failure::new("start the loop", "epoll", errno);
+    let epoll = sys::epoll().map_err(poll)?;
+    sys::epoll_add(epoll, fd, EPOLLIN, TAP).map_err(poll)?;
+    sys::epoll_add(epoll, CONTROL, EPOLLIN, OWNER).map_err(poll)?;
+    for watched in [setup.watch, setup.owner].into_iter().flatten() {
+        sys::epoll_add(epoll, watched, EPOLLIN, GONE).map_err(poll)?;
+    }
+    for fd in setup.namespaces.iter().filter(|fd| Some(**fd) != setup.watch) {
+        sys::close(*fd);
+    }
+    let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    let engine = Engine::new(setup.config, Sockets::new(epoll), device, 0);
+    sandbox::enter()?;
+    control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
+        .map_err(|e| Failure::new("report success", "send", e))?;
+    Loop { engine, epoll, start: Instant::now(), spin, credit: 8 }.run();
+    Ok(())
+}
+
+struct Loop {
+    engine: Engine<Sockets, Tap>,
+    epoll: Fd,
+    start: Instant,
+    /// There is more than one processor.
+    spin: bool,
+    /// Rises when looking again found something, falls when it did not.
+    credit: i32,
+}
+
+impl Loop {
+    fn now(&self) -> Time {
+        self.start.elapsed().as_micros() as Time
+    }
+
+    /// How long epoll may sleep, in milliseconds.
+    fn timeout(&self) -> i32 {
+        if self.engine.busy() {
+            return 0;
+        }
+        match self.engine.next_due() {
+            Some(due) => due.saturating_sub(self.now()).div_ceil(1000).min(60_000) as i32,
+            None => -1,
+        }
+    }
+
+    /// Waits for events: looks first, then sleeps.
+    fn wait(&mut self, events: &mut [Event]) -> usize {
+        if self.spin && self.credit > 0 && !self.engine.busy() {
+            let begin = Instant::now();
+            loop {
+                match sys::epoll_wait(self.epoll, events, 0) {
+                    Ok(0) | Err(_) => {}
+                    Ok(n) => {
+                        self.credit = (self.credit + 1).min(64);
+                        return n;
+                    }
+                }
+                if begin.elapsed() > SPIN {
+                    self.credit -= 8;
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+        } else {
+            // Try again now and then.
+            self.credit += 1;
+        }
+        let timeout = self.timeout();
+        sys::epoll_wait(self.epoll, events, timeout).unwrap_or(0)
+    }
+
+    fn run(&mut self) {
+        let mut events = [Event::default(); 128];
+        loop {
+            let n = self.wait(&mut events);
+            self.engine.advance(self.now());
+            let mut frames = false;
+            for event in events.get(..n).unwrap_or(&[]) {
+                let (token, bits) = (event.token, event.events);
+                match token {
+                    TAP => frames = true,
+                    OWNER => {
+                        if !self.owner() {
+                            return;
+                        }
+                    }
+                    GONE => return,
+                    _ => self.engine.host_event(token, host::ready(bits)),
+                }
+            }
+            if frames {
+                for _ in 0..ROUNDS {
+                    match self.engine.receive() {
+                        Ok(BATCH) => {}
+                        Ok(_) => break,
+                        // EBADFD or EIO: the interface is gone, with its namespace.
+                        Err(_) => return,
+                    }
+                }
+            } else {
+                self.engine.settle();
+            }
+        }
+    }
+
+    /// Answers the owner; false when it is gone.
+    fn owner(&mut self) -> bool {
+        let (text, fds) = match control::receive(CONTROL, 0x40) {
+            Ok(Some(message)) => message,
+            Ok(None) => return false,
+            Err(sys::EAGAIN | sys::EINTR) => return true,
+            Err(_) => return false,
+        };
+        let reply = self.request(&text, &fds).unwrap_or_else(|| {
+            for fd in &fds {
+                sys::close(*fd);
+            }
+            Failure::new("understand the request", "parse", sys::EINVAL).message()
+        });
+        control::send(CONTROL, &reply).is_ok()
+    }
+
+    fn request(&mut self, text: &str, fds: &[Fd]) -> Option<String> {
+        let mut words = text.split_whitespace();
+        match words.next()? {
+            "forward" => {
+                let tcp = match words.next()? {
+                    "tcp" => true,
+                    "udp" => false,
+                    _ => return None,
+                };
+                let to = words.next()?.parse().ok()?;
+                let listener = *fds.first()?;
+                Some(format!("ok {}", self.engine.add_forward(Forward { listener, tcp, to })))
+            }
+            "unforward" => {
+                let known = self.engine.remove_forward(words.next()?.parse().ok()?);
+                Some(if known {
+                    "ok".into()
+                } else {
+                    Failure::new("end a forward", "unforward", sys::ENOENT).message()
+                })
+            }
+            "stats" => Some(format!(
+                "ok\nflows {}\nbuffered {}\n{}",
+                self.engine.flow_count(),
+                self.engine.core.buffered,
+                self.engine.stats().lines()
+            )),
+            "flows" => Some(format!("ok\n{}", self.engine.flow_lines(control::MAX - 256))),
+            "resolvers" => {
+                self.engine.core.config.resolvers = control::resolvers(words)?;
+                self.engine.core.resolver = 0;
+                Some("ok".into())
+            }
+            _ => None,
+        }
+    }
+}

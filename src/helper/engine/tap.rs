@@ -1,0 +1,67 @@
+//! The tap: `/dev/net/tun` with `virtio_net_hdr` and offloads (tuntap.rst).
+//!
+//! With `IFF_VNET_HDR` and `TUNSETOFFLOAD` the namespace's kernel hands over TCP data of up to 64 KiB uncut and
+//! unsummed, and takes it so: one system call moves what would be 45 packets.
+
+use crate::slirp::device::{Capabilities, Device};
+use crate::sys::{self, EAGAIN, EINTR, Fd};
+use std::io;
+
+const TUNSETIFF: usize = 0x4004_54ca;
+const TUNSETOFFLOAD: usize = 0x4004_54d0;
+const IFF_TAP: u16 = 0x0002;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+/// CSUM | TSO4 | TSO6 | `TSO_ECN`.
+const TSO: usize = 0x0f;
+/// USO4 | USO6, Linux 6.2.
+const USO: usize = 0x60;
+
+/// Makes a tap in the network namespace that we are in; the step that failed and its errno otherwise.
+pub fn create(name: &str) -> Result<Fd, (&'static str, i32)> {
+    let fd = sys::open(c"/dev/net/tun", sys::Access::Both).map_err(|e| ("open /dev/net/tun", e))?;
+    let mut request = [0u8; 40];
+    crate::slirp::wire::put(&mut request, 0, name.as_bytes());
+    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    crate::slirp::wire::put(&mut request, 16, &flags.to_ne_bytes());
+    sys::ioctl(fd, TUNSETIFF, &mut request).map_err(|e| ("ioctl TUNSETIFF", e))?;
+    sys::nonblocking(fd);
+    Ok(fd)
+}
+
+/// Turns the offloads on; what the device can do then.
+pub fn offload(fd: Fd) -> Capabilities {
+    if sys::ioctl_value(fd, TUNSETOFFLOAD, TSO | USO).is_ok() {
+        Capabilities::ALL
+    } else if sys::ioctl_value(fd, TUNSETOFFLOAD, TSO).is_ok() {
+        Capabilities { uso: false, ..Capabilities::ALL }
+    } else {
+        Capabilities { checksum: true, ..Capabilities::default() }
+    }
+}
+
+/// A tap's descriptor as a device.
+pub struct Tap {
+    /// The descriptor.
+    pub fd: Fd,
+    /// What it does for us.
+    pub capabilities: Capabilities,
+}
+
+impl Device for Tap {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match sys::read(self.fd, buffer) {
+            Ok(n) => Ok(Some(n)),
+            Err(EAGAIN | EINTR) => Ok(None),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        sys::write(self.fd, frame).map(drop).map_err(io::Error::from_raw_os_error)
+    }
+}

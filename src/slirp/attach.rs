@@ -1,0 +1,232 @@
+//! The owner's handle of a running engine: starts its process, asks it, ends it.
+//!
+//! The engine's program is embedded in the extension and executed from a sealed memfd. Its standard input is one end
+//! of a seqpacket pair, whose other end the [`Network`] holds; every request is one message with descriptors beside
+//! it, every reply another (`src/helper/engine/control.rs` has the list). Closing our end ends the engine, and with
+//! it the interface. So does our death, even if a fork keeps the socket open: the engine holds a pidfd of us. Runs in
+//! the calling process.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::error::{Errno, Error, Result};
+use crate::sys::{memfd, pidfd};
+
+static BYTES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/r2d2-engine"));
+
+/// The longest reply.
+const MAX: usize = 64 << 10;
+/// How long an answer may take, in milliseconds: the engine never blocks.
+const PATIENCE: u16 = 10_000;
+/// The system calls that an engine's failure can name; the error type wants names that live for ever.
+const CALLS: &[&str] = &[
+    "setns",
+    "fork",
+    "socketpair",
+    "recvmsg",
+    "send",
+    "exit",
+    "unshare",
+    "socket",
+    "setsockopt",
+    "bind",
+    "netlink",
+    "epoll",
+    "parse",
+    "unforward",
+    "seccomp",
+    "ioctl TUNSETIFF",
+    "prctl PR_SET_DUMPABLE",
+    "prctl PR_SET_NO_NEW_PRIVS",
+];
+
+/// A running engine.
+#[derive(Debug)]
+pub struct Network {
+    process: Mutex<Option<(Child, OwnedFd)>>,
+    pid: i32,
+    pidfd: OwnedFd,
+    device: String,
+}
+
+/// A failure of starting or asking the engine.
+fn failed(step: &str, syscall: &'static str, errno: Errno) -> Error {
+    Error::step(step, syscall, errno, None::<&str>)
+}
+
+/// The program's descriptor; made once per process.
+fn program() -> Result<BorrowedFd<'static>> {
+    static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(fd) = PROGRAM.get() {
+        return Ok(fd.as_fd());
+    }
+    let fd = memfd::sealed(c"r2d2-engine", BYTES, true)
+        .map_err(|e| failed("prepare the network engine", "memfd_create", e))?;
+    Ok(PROGRAM.get_or_init(|| fd).as_fd())
+}
+
+impl Network {
+    /// Starts an engine. `description` is the network's, line by line; `namespaces` a pidfd of a process in the
+    /// namespace, or descriptors of a user and a network namespace. Returns when the interface stands.
+    pub fn attach(description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<Self> {
+        let start = |syscall, errno| failed("start the network engine", syscall, errno);
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|e| start("socketpair", e))?;
+        let owner = pidfd::open(std::process::id() as i32).map_err(|e| start("pidfd_open", e))?;
+        let child = Command::new(format!("/proc/self/fd/{}", program()?.as_raw_fd()))
+            .arg0("r2d2-engine")
+            .env_clear()
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C at the caller's terminal is for the caller to act on, not for the engine to die of.
+            .process_group(0)
+            .spawn()
+            .map_err(|e| Error::io("start the network engine", "execve", &e, None::<&str>))?;
+        let pid = child.id() as i32;
+        let mut engine = Starting(Some(child));
+        let pidfd = pidfd::open(pid).map_err(|e| start("pidfd_open", e))?;
+        let mut fds = namespaces.to_vec();
+        fds.push(owner.as_fd());
+        let device = exchange(&ours, &format!("{description}\nowner\n"), &fds)?;
+        Ok(Self { device, process: Mutex::new(engine.0.take().map(|child| (child, ours))), pid, pidfd })
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<(Child, OwnedFd)>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request and gives what follows `ok` in the reply.
+    pub fn request(&self, text: &str, fds: &[BorrowedFd<'_>]) -> Result<String> {
+        let process = self.process();
+        let Some((_, control)) = process.as_ref() else {
+            return Err(Error::Closed { message: "this network is closed".into() });
+        };
+        exchange(control, text, fds)
+    }
+
+    /// The engine's process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// `tap`, or `packet` for a veth pair.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// A descriptor that becomes readable when the engine has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// True while the engine runs.
+    pub fn alive(&self) -> bool {
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        self.process().is_some() && poll(&mut fds, PollTimeout::ZERO) == Ok(0)
+    }
+
+    /// Ends the engine and waits until it, and so the interface, is gone. A second call does nothing.
+    pub fn close(&self) {
+        let Some((child, control)) = self.process().take() else { return };
+        drop(control);
+        drop(Starting(Some(child)));
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A child that is waited for whatever happens; killed if it does not end by itself.
+struct Starting(Option<Child>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let Some(mut child) = self.0.take() else { return };
+        if let Ok(pidfd) = pidfd::open(child.id() as i32) {
+            let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::from(1000u16)) == Ok(0) {
+                let _ = child.kill();
+            }
+        }
+        let _ = child.wait();
+    }
+}
+
+/// One request, one reply.
+fn exchange(control: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<String> {
+    let lost = |syscall, errno| failed("ask the network engine", syscall, errno);
+    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let rights = if raw.is_empty() { &[][..] } else { &rights[..] };
+    sendmsg::<()>(
+        control.as_raw_fd(),
+        &[IoSlice::new(text.as_bytes())],
+        rights,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map_err(|e| lost("sendmsg", e))?;
+    let mut ready = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut ready, PollTimeout::from(PATIENCE)) {
+            Ok(0) => return Err(lost("poll", Errno::ETIMEDOUT)),
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(lost("poll", errno)),
+        }
+    }
+    let mut bytes = vec![0; MAX];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let message = recvmsg::<()>(control.as_raw_fd(), &mut parts, None, MsgFlags::empty());
+    let n = message.map_err(|e| lost("recvmsg", e))?.bytes;
+    let reply = String::from_utf8_lossy(bytes.get(..n).unwrap_or(&[])).into_owned();
+    if let Some(rest) = reply.strip_prefix("ok") {
+        return Ok(rest.trim_start().to_owned());
+    }
+    Err(failure(&reply).unwrap_or_else(|| lost("recvmsg", Errno::EPIPE)))
+}
+
+/// The error that a reply tells of.
+fn failure(reply: &str) -> Option<Error> {
+    let mut words = reply.strip_prefix("error\t")?.split('\t');
+    let (step, syscall, errno) = (words.next()?, words.next()?, words.next()?.parse().ok()?);
+    let errno = Errno::from_raw(errno);
+    if syscall == "open /dev/net/tun" {
+        return Some(Error::step(step, "open", errno, Some("/dev/net/tun")));
+    }
+    let syscall = CALLS.iter().find(|known| **known == syscall).copied().unwrap_or("engine");
+    Some(Error::step(step, syscall, errno, None::<&str>))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_description_is_refused_and_no_process_is_left() {
+        let own = pidfd::open(std::process::id() as i32).unwrap();
+        let error = Network::attach("mtu many", &[own.as_fd()]).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EINVAL));
+        assert!(error.to_string().contains("mtu many"), "{error}");
+    }
+
+    #[test]
+    fn failures_keep_their_facts() {
+        let error = failure("error\tmake the tap\topen /dev/net/tun\t13").unwrap();
+        assert_eq!(error.to_string(), "make the tap: open(/dev/net/tun): EACCES: Permission denied");
+        assert!(failure("nonsense").is_none());
+    }
+}

@@ -1,0 +1,111 @@
+//! The host's side: what the engine needs of the world's sockets.
+//!
+//! The real one makes nonblocking kernel sockets and reports readiness by edge-triggered epoll; the one in
+//! `simulated` plays the world in memory for tests. Errors are `io::ErrorKind`: the engine acts on what kind of
+//! failure the guest must see, and on nothing else.
+
+pub mod simulated;
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+
+/// A socket of the host: its descriptor.
+pub type Sock = i32;
+
+/// What looking at a stream's queue gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peek {
+    /// So many bytes were copied.
+    Data(usize),
+    /// Nothing there now.
+    Blocked,
+    /// The other side will send no more, and everything before the offset has been looked at.
+    End,
+}
+
+/// What has become possible on a socket since it was last reported.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "the bits of an epoll event, by name")]
+pub struct Ready {
+    /// There is something to read, or a connection to accept.
+    pub read: bool,
+    /// There is room to write, or a connection attempt has ended.
+    pub write: bool,
+    /// The other side will send no more, or the socket has failed.
+    pub hangup: bool,
+    /// The error queue has something (datagram sockets).
+    pub error: bool,
+}
+
+/// Which kind of datagram socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datagram {
+    /// UDP.
+    Udp,
+    /// ICMP echo, with the identifier that is wanted.
+    Ping(u16),
+}
+
+/// An ICMP error about a datagram that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// ICMP type, of the family of `offender`.
+    pub kind: u8,
+    /// ICMP code.
+    pub code: u8,
+    /// The MTU in a "too big".
+    pub info: u32,
+    /// Who sent it.
+    pub offender: IpAddr,
+}
+
+/// The world's sockets. Nothing here blocks.
+pub trait Host {
+    /// Starts connecting; true if the connection already stands.
+    fn connect(&mut self, to: SocketAddr) -> Result<(Sock, bool), ErrorKind>;
+
+    /// Asks that readiness of `sock` be reported with `token`. What is ready already is reported too.
+    fn watch(&mut self, sock: Sock, token: u64);
+
+    /// How a connection attempt ended.
+    fn connected(&mut self, sock: Sock) -> Result<(), ErrorKind>;
+
+    /// Sends stream data; 0 when there is no room.
+    fn send(&mut self, sock: Sock, data: &[u8]) -> Result<usize, ErrorKind>;
+
+    /// Copies what lies `offset` bytes into the receive queue without taking it out.
+    fn peek(&mut self, sock: Sock, offset: usize, into: &mut [u8]) -> Result<Peek, ErrorKind>;
+
+    /// Takes `n` bytes out of the receive queue, unseen.
+    fn discard(&mut self, sock: Sock, n: usize) -> Result<(), ErrorKind>;
+
+    /// Ends our side of the stream.
+    fn shutdown(&mut self, sock: Sock);
+
+    /// Turns probing of a silent peer on.
+    fn keepalive(&mut self, sock: Sock);
+
+    /// Closes; with `reset`, the peer sees ECONNRESET.
+    fn close(&mut self, sock: Sock, reset: bool);
+
+    /// The next connection on a listening socket, and who made it.
+    fn accept(&mut self, listener: Sock) -> Result<Option<(Sock, SocketAddr)>, ErrorKind>;
+
+    /// Opens a datagram socket that talks to `to` only.
+    fn open(&mut self, kind: Datagram, to: SocketAddr) -> Result<Sock, ErrorKind>;
+
+    /// Sends datagrams: `data` cut into pieces of `segment` bytes, the last may be shorter.
+    fn send_datagrams(&mut self, sock: Sock, data: &[u8], segment: usize, ttl: u8) -> Result<(), ErrorKind>;
+
+    /// Receives datagrams of one size: how many bytes, and the size of each but the last.
+    fn recv_datagrams(&mut self, sock: Sock, into: &mut [u8]) -> Result<Option<(usize, usize)>, ErrorKind>;
+
+    /// Receives on an unconnected socket.
+    fn recv_from(&mut self, sock: Sock, into: &mut [u8]) -> Result<Option<(usize, SocketAddr)>, ErrorKind>;
+
+    /// Sends on an unconnected socket.
+    fn send_to(&mut self, sock: Sock, data: &[u8], to: SocketAddr) -> Result<(), ErrorKind>;
+
+    /// The next ICMP error about what was sent.
+    fn fault(&mut self, sock: Sock) -> Option<Fault>;
+}

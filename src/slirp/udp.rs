@@ -1,0 +1,243 @@
+//! UDP: one host socket for each pair of guest port and remote address.
+//!
+//! *Guest to host.* Datagrams of one flow and one size that follow each other in a batch of frames leave by one
+//! `sendmsg` with `UDP_SEGMENT`; so do those that the guest sent as one large frame. *Host to guest.* What
+//! `UDP_GRO` has joined goes on as one frame that the guest's kernel cuts. ICMP errors about what was sent come
+//! back as the ICMP errors that they are, so that applications see ECONNREFUSED and traceroute works. A flow is
+//! forgotten when it has been silent: 30 s if it never had an answer, else 120 s (as Linux's conntrack).
+
+use super::core::{self, Core};
+use super::device::Device;
+use super::dns::Relay;
+use super::flow::{Id, Key};
+use super::host::{Datagram, Fault, Host, Ready, Sock};
+use super::time::{SEC, Time};
+use super::wire::{icmpv4, icmpv6};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+/// The most datagrams of one send.
+const BATCH: usize = 64;
+/// The most bytes of one send.
+const BATCH_BYTES: usize = 64000;
+/// How often a socket is read before others get their turn.
+const TURN: usize = 64;
+
+/// What an association is for.
+#[derive(Debug)]
+pub enum Kind {
+    /// The guest talks to somebody.
+    Direct(Sock),
+    /// Somebody talks to the guest through a listening socket, which is not ours to close.
+    Forward {
+        /// The listening socket.
+        listener: Sock,
+        /// Who talks.
+        client: SocketAddr,
+    },
+    /// The guest asks the resolver.
+    Dns(Box<Relay>),
+}
+
+/// One association.
+#[derive(Debug)]
+pub struct Assoc {
+    /// What for.
+    pub kind: Kind,
+    /// There has been an answer.
+    pub replied: bool,
+    /// Our turn was over before the socket was empty.
+    pub more: bool,
+}
+
+impl Assoc {
+    /// Opens a socket to `to`.
+    pub fn open<H: Host, D: Device>(core: &mut Core<H, D>, to: SocketAddr) -> Result<Self, ErrorKind> {
+        let sock = core.host.open(Datagram::Udp, to)?;
+        Ok(Self::new(Kind::Direct(sock)))
+    }
+
+    /// An association of some kind.
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, replied: false, more: false }
+    }
+
+    /// After how much silence it is forgotten.
+    pub fn patience(&self) -> Time {
+        match self.kind {
+            Kind::Dns(_) => 10 * SEC,
+            _ if self.replied => 120 * SEC,
+            _ => 30 * SEC,
+        }
+    }
+
+    /// Sends a run of datagrams of the guest.
+    pub fn send<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, run: &Run) {
+        let failure = match &self.kind {
+            Kind::Direct(sock) => core.host.send_datagrams(*sock, &run.data, run.segment, run.ttl).err(),
+            Kind::Forward { listener, client } => {
+                self.replied = true;
+                let mut failure = None;
+                for datagram in run.datagrams() {
+                    failure = core.host.send_to(*listener, datagram, *client).err().or(failure);
+                }
+                failure
+            }
+            Kind::Dns(_) => None,
+        };
+        // A refusal is told by the error queue. What is known only here are bad routes.
+        let code = match failure {
+            Some(ErrorKind::NetworkUnreachable) => super::config::Refusal::Net,
+            Some(ErrorKind::HostUnreachable) => super::config::Refusal::Host,
+            Some(ErrorKind::PermissionDenied) => super::config::Refusal::Prohibited,
+            _ => return,
+        };
+        let (ip, packet) = core::quoted(key);
+        core.refuse(&ip, &packet, code);
+    }
+
+    /// What epoll says about the socket.
+    pub fn host_ready<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, ready: Ready) {
+        self.more = false;
+        let sock = match &mut self.kind {
+            Kind::Direct(sock) => *sock,
+            Kind::Dns(relay) => return relay.host_ready(core, key),
+            Kind::Forward { .. } => return,
+        };
+        if ready.error || ready.hangup {
+            while let Some(fault) = core.host.fault(sock) {
+                report(core, key, &fault);
+            }
+        }
+        for _ in 0..TURN {
+            let (host, place) = core.payload(65507);
+            match host.recv_datagrams(sock, place) {
+                Ok(Some((len, segment))) => {
+                    self.replied = true;
+                    deliver(core, key, len, segment);
+                }
+                Ok(None) => return,
+                // Told by the error queue.
+                Err(_) => {}
+            }
+        }
+        self.more = true;
+    }
+
+    /// Closes what is ours.
+    pub fn close<H: Host, D: Device>(&mut self, core: &mut Core<H, D>) {
+        match &mut self.kind {
+            Kind::Direct(sock) => core.host.close(*sock, false),
+            Kind::Dns(relay) => relay.close(core),
+            Kind::Forward { .. } => {}
+        }
+    }
+}
+
+/// Gives the guest the datagrams that lie in the core's buffer: as one frame if the device cuts.
+fn deliver<H: Host, D: Device>(core: &mut Core<H, D>, key: &Key, len: usize, segment: usize) {
+    if len <= segment || core.device.capabilities().uso {
+        core.send_udp(key, len, segment);
+        return;
+    }
+    let data = core.payload(len).1.to_vec();
+    for datagram in data.chunks(segment.max(1)) {
+        core.send_datagram(key, datagram);
+    }
+}
+
+/// Passes an ICMP error about a flow on.
+pub fn report<H: Host, D: Device>(core: &mut Core<H, D>, key: &Key, fault: &Fault) {
+    let (ip, packet) = core::quoted(key);
+    let v4 = ip.src.is_ipv4();
+    let known = if v4 {
+        matches!(fault.kind, icmpv4::UNREACHABLE | icmpv4::TIME_EXCEEDED)
+    } else {
+        matches!(fault.kind, icmpv6::UNREACHABLE | icmpv6::TOO_BIG | icmpv6::TIME_EXCEEDED)
+    };
+    if !known {
+        return;
+    }
+    // The host's own loopback is known to the guest as the gateway; so is an error without a sender.
+    let foreign =
+        fault.offender.is_loopback() || fault.offender.is_unspecified() || fault.offender.is_ipv4() != v4;
+    let from = if foreign { key.remote().ip() } else { fault.offender };
+    let too_big = if v4 { fault.kind == 3 && fault.code == 4 } else { fault.kind == icmpv6::TOO_BIG };
+    core.report(&ip, &packet, from, (fault.kind, fault.code), if too_big { fault.info } else { 0 });
+}
+
+/// Datagrams of one flow and one size (the last may be shorter) on their way to one send.
+#[derive(Debug, Default)]
+pub struct Run {
+    /// Whose they are.
+    pub id: Option<Id>,
+    /// All of them.
+    pub data: Vec<u8>,
+    /// The size of each but the last.
+    pub segment: usize,
+    /// Their time to live.
+    pub ttl: u8,
+    count: usize,
+    ended: bool,
+}
+
+impl Run {
+    /// Tries to add datagrams of `segment` bytes; false if they must start a run of their own.
+    pub fn push(&mut self, id: Id, data: &[u8], segment: usize, ttl: u8) -> bool {
+        let count = data.len().div_ceil(segment.max(1)).max(1);
+        if self.id.is_none() {
+            self.data.clear();
+            *self = Self {
+                id: Some(id),
+                data: std::mem::take(&mut self.data),
+                segment,
+                ttl,
+                count: 0,
+                ended: false,
+            };
+        } else if self.id != Some(id)
+            || self.ended
+            || self.ttl != ttl
+            || segment > self.segment
+            || (segment < self.segment && count > 1)
+            || self.count + count > BATCH
+            || self.data.len() + data.len() > BATCH_BYTES
+        {
+            return false;
+        }
+        self.data.extend_from_slice(data);
+        self.count += count;
+        // A shorter one ends the run; so does an empty one, which a run cannot hold.
+        self.ended = data.len() % self.segment.max(1) != 0 || data.is_empty();
+        true
+    }
+
+    /// One by one.
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        let empty = self.data.is_empty().then_some(&[] as &[u8]);
+        self.data.chunks(self.segment.max(1)).chain(empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_hold_equal_sizes_and_one_shorter_at_the_end() {
+        let (a, b) = (Id::from_token(1), Id::from_token(2));
+        let mut run = Run::default();
+        assert!(run.push(a, &[1; 100], 100, 64) && run.push(a, &[2; 100], 100, 64));
+        assert!(
+            !run.push(b, &[3; 100], 100, 64)
+                && !run.push(a, &[3; 101], 101, 64)
+                && !run.push(a, &[3; 100], 100, 9)
+        );
+        assert!(run.push(a, &[3; 50], 50, 64));
+        assert!(!run.push(a, &[4; 50], 50, 64), "ended");
+        assert_eq!(run.datagrams().map(<[u8]>::len).collect::<Vec<_>>(), [100, 100, 50]);
+        run.id = None;
+        assert!(run.push(b, &[], 0, 64) && !run.push(b, &[1], 1, 64));
+        assert_eq!(run.datagrams().count(), 1);
+    }
+}

@@ -1,0 +1,102 @@
+"""What every test has: an image, compiled programs, and the proof that it left nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import r2d2
+from _proc import cgroups, mounts, processes, until
+from r2d2 import _core, process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> r2d2.Image:
+    """The minimal image: busybox, /etc and nothing else."""
+    store = tmp_path_factory.mktemp("images")
+    return r2d2.Image.from_dir(r2d2.chroot.build_minimal(store, [], busybox=True))
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Compiles a C program, statically: its path. The test must need gcc."""
+    directory = tmp_path_factory.mktemp("compiled")
+    made: dict[str, str] = {}
+
+    def build(source: str) -> str:
+        if source not in made:
+            path = str(directory / f"program{len(made)}")
+            command = ["gcc", "-O1", "-static", "-pthread", "-w", "-x", "c", "-o", path, "-"]
+            subprocess.run(command, input=source.encode(), check=True)
+            made[source] = path
+        return made[source]
+
+    return build
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+    return found
+
+
+def _files() -> set[str]:
+    """Where r2d2 keeps what lives as long as a container: the runtime directory, upper layers on disk."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent"))
+    cache = Path(os.environ["R2D2_CACHE"])
+    return {str(path) for path in (*runtime.glob("r2d2*/**/*"), *cache.glob("upper/*"))}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm(image: r2d2.Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of our own; and what r2d2 opens once for good is open before anybody counts."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("R2D2_CACHE", str(tmp_path_factory.mktemp("cache")))
+    r2d2.run(["true"], image=image, stdin=subprocess.DEVNULL)
+    process._null()
+    with pytest.raises(r2d2.SetupError):
+        _core.Network("nonsense", [])
+    yield
+    patch.undo()
+
+
+def _ours(before: set[int]) -> dict[int, str]:
+    """New processes that are our children, or r2d2's and without a parent."""
+    return {
+        pid: f"{name} {state}"
+        for pid, (name, state, parent) in processes().items()
+        if pid not in before
+        and (parent == os.getpid() or (parent == 1 and name.startswith("r2d2-") and state != "Z"))
+    }
+
+
+@pytest.fixture(autouse=True)
+def leaks(_warm: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing of a test is left: processes, zombies, mounts, cgroups, files, descriptors."""
+    gc.collect()
+    before = set(processes())
+    mine = f"r2d2-*{os.getpid()}*"
+    state = (mounts(), cgroups(mine), _files(), set(_descriptors()))
+    yield
+    request.node.funcargs.clear()  # objects of fixtures that hold descriptors until they are collected
+    gc.collect()
+    until(lambda: not _ours(before), 2)
+    assert not _ours(before), "processes left"
+    assert mounts() == state[0], "mounts left"
+    until(lambda: cgroups(mine) <= state[1], 2)
+    assert cgroups(mine) <= state[1], "cgroups left"
+    assert _files() <= state[2], "files left"
+    now = _descriptors()
+    assert not {n: now[n] for n in now if n not in state[3]}, "descriptors left"
