@@ -60,11 +60,12 @@ class Nursery:
         return found
 
     def files(self) -> list[str]:
-        """What there is but the log and the empty directories of the cache."""
+        """What there is but the log, the empty directories of the cache and what the caller copied out itself."""
         return [
             str(path)
             for path in self.directory.rglob("*")
             if path.name != "log"
+            and not path.name.startswith("out-")
             and not (path.is_dir() and path.parent in {self.directory, self.directory / "cache"})
         ]
 

@@ -327,7 +327,7 @@ def _send(name: str, call: tuple[Any, ...], path: list[str], *, trust: bool) -> 
             pickle.dump({"path": path, "modules": modules, "trust": trust, "lines": lines}, file)
             with _PICKLING, _by_value(cloudpickle, path):
                 try:
-                    cloudpickle.dump(call, file)
+                    _pickler(cloudpickle)(file).dump(call)
                 except Exception as error:
                     raise SpecError(f"call: {_culprit(cloudpickle, name, call)}: {error}") from error
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
@@ -335,6 +335,33 @@ def _send(name: str, call: tuple[Any, ...], path: list[str], *, trust: bool) -> 
         os.close(fd)
         raise
     return _Sent(fd, len(source))
+
+
+class _Code:
+    """What cloudpickle makes of a code object."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+
+    def __reduce__(self) -> Any:
+        return self._made
+
+
+def _pickler(cloudpickle: Any) -> Any:
+    """cloudpickle's, but code keeps its file: from 3.1.2 on it is ``<dynamic-code>``, which no traceback can show."""
+    from collections import ChainMap
+    from operator import methodcaller
+    from types import CodeType
+
+    table = cloudpickle.CloudPickler.dispatch_table
+
+    def reduce(code: CodeType) -> Any:
+        return methodcaller("replace", co_filename=code.co_filename), (_Code(table[CodeType](code)),)
+
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+        dispatch_table = ChainMap({CodeType: reduce}, table)
+
+    return Pickler
 
 
 def _source(name: str) -> bytes:

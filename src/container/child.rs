@@ -426,6 +426,12 @@ impl Child<'_> {
         const SET_STRING: usize = 1;
         const CREATE: usize = 6;
         const KEEP: usize = 64;
+        const READ_ONLY: u64 = 1; // MOUNT_ATTR_RDONLY
+        let has_upper = settings.iter().any(|setting| match setting {
+            Setting::Text(key, _) | Setting::Directory(key, _) => key.as_c_str() == c"upperdir",
+            Setting::Flag(_) => false,
+        });
+        let writable = has_upper && attributes & READ_ONLY == 0;
         let context = self.call(nr::FSOPEN, [text(fstype), 1])?;
         let mut open = [0usize; KEEP];
         let mut opened = 0;
@@ -455,7 +461,8 @@ impl Child<'_> {
         }
         let outcome = outcome
             .and_then(|()| self.call(nr::FSCONFIG, [context, CREATE, 0, 0, 0]))
-            .and_then(|_| self.call(nr::FSMOUNT, [context, 1, attributes as usize]));
+            .and_then(|_| self.call(nr::FSMOUNT, [context, 1, attributes as usize]))
+            .and_then(|mount| if writable { self.check_writable(mount) } else { Ok(mount) });
         if outcome.is_err() {
             self.read_log(context);
         }
@@ -471,6 +478,20 @@ impl Child<'_> {
             self.close(mount);
         }
         Ok(())
+    }
+
+    /// An overlay whose work directory takes no files becomes read-only, without a word (overlayfs.rst): an error here.
+    fn check_writable(&mut self, mount: usize) -> Outcome {
+        const FLAGS: usize = 10; // struct statfs, statfs(2): the word of the flags
+        const ST_RDONLY: u64 = 1;
+        let mut statfs = [0u64; 15];
+        self.call(nr::FSTATFS, [mount, statfs.as_mut_ptr() as usize])?;
+        if statfs.get(FLAGS).is_some_and(|flags| flags & ST_RDONLY != 0) {
+            self.failed = nr::FSMOUNT;
+            self.close(mount);
+            return Err(libc::EROFS);
+        }
+        Ok(mount)
     }
 
     /// Keeps what the kernel says about a failed mount: one message a read(2), of which the first error is the cause.

@@ -37,6 +37,7 @@ pub mod nr {
     pub const UMOUNT2: usize = 166;
     pub const SETHOSTNAME: usize = 170;
     pub const SETXATTR: usize = 188;
+    pub const FSTATFS: usize = 138;
     pub const FUTEX: usize = 202;
     pub const GETDENTS64: usize = 217;
     pub const CLOCK_GETTIME: usize = 228;
