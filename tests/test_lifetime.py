@@ -60,7 +60,7 @@ class Nursery:
         return found
 
     def files(self) -> list[str]:
-        """What there is but the log, the empty directories of the cache and what the caller copied out itself."""
+        """What there is but the log, empty directories of the cache, and what the caller copied out."""
         return [
             str(path)
             for path in self.directory.rglob("*")

@@ -348,7 +348,7 @@ class _Code:
 
 
 def _pickler(cloudpickle: Any) -> Any:
-    """cloudpickle's, but code keeps its file: from 3.1.2 on it is ``<dynamic-code>``, which no traceback can show."""
+    """cloudpickle's, but code keeps its file, where newer ones write ``<dynamic-code>``."""
     from collections import ChainMap
     from operator import methodcaller
     from types import CodeType
@@ -358,10 +358,9 @@ def _pickler(cloudpickle: Any) -> Any:
     def reduce(code: CodeType) -> Any:
         return methodcaller("replace", co_filename=code.co_filename), (_Code(table[CodeType](code)),)
 
-    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-        dispatch_table = ChainMap({CodeType: reduce}, table)
-
-    return Pickler
+    return type(
+        "Pickler", (cloudpickle.CloudPickler,), {"dispatch_table": ChainMap({CodeType: reduce}, table)}
+    )
 
 
 def _source(name: str) -> bytes:
