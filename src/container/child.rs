@@ -14,8 +14,10 @@
 #![allow(unsafe_code, reason = "the after-clone child: raw system calls are all it may use")]
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+mod network;
 mod probe;
 
+pub(super) use network::Beside;
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -81,6 +83,8 @@ pub(super) struct Job<'a> {
     pub(super) steps: &'a [Step],
     pub(super) shared: &'a Shared,
     pub(super) hand: Hand,
+    /// The thread that makes the network namespace, if the plan has one.
+    pub(super) beside: Option<&'a Beside>,
     /// Execve tables of [`Op::Program`], ending with null: candidates, argv, envp.
     pub(super) tables: [*const *const libc::c_char; 3],
 }
@@ -141,6 +145,7 @@ impl Child<'_> {
         // thread waits for us.
         let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, SIGKILL]);
         self.umask = self.call(nr::UMASK, [0]).unwrap_or(0o022); // ours alone: no CLONE_FS
+        self.begin_network();
         // Ended before that was armed? What the steps make would be left to nobody.
         if self.caller_is_gone() || !self.wait_for_caller() {
             exit(127);
@@ -306,7 +311,7 @@ impl Child<'_> {
                 self.call(nr::CHDIR, [text(c"/")]).map(drop)
             }
             Op::Hostname(name) => self.call(nr::SETHOSTNAME, [text(name), name.as_bytes().len()]).map(drop),
-            Op::Loopback => self.loopback(),
+            Op::Loopback => self.network(),
             Op::Keyring => {
                 const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
                 self.call(nr::KEYCTL, [KEYCTL_JOIN_SESSION_KEYRING, 0]).map(drop)
@@ -516,23 +521,6 @@ impl Child<'_> {
         let moved = self.call(nr::MOVE_MOUNT, [mount, text(c""), dir, name, flags]);
         self.release(dir);
         moved.map(drop)
-    }
-
-    /// `ip link set lo up`, by ioctl (netdevice(7)).
-    fn loopback(&mut self) -> Result<(), i32> {
-        const SIOCSIFFLAGS: usize = 0x8914;
-        const IFF_UP_RUNNING: u16 = 0x41;
-        let socket = self.call(nr::SOCKET, [2, 2 | O_CLOEXEC, 0])?;
-        let mut request = [0u8; 40];
-        if let (Some(name), Some(flags)) = (request.first_chunk_mut::<2>(), Some(IFF_UP_RUNNING)) {
-            *name = *b"lo";
-            if let Some(slot) = request.get_mut(16..18) {
-                slot.copy_from_slice(&flags.to_ne_bytes());
-            }
-        }
-        let done = self.call(nr::IOCTL, [socket, SIOCSIFFLAGS, request.as_mut_ptr() as usize]);
-        self.close(socket);
-        done.map(drop)
     }
 
     /// Dropping capabilities leaves the caller's dumpable flag alone: only gaining some, or other ids, clears it.

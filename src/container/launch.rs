@@ -19,12 +19,13 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use super::child::{self, Hand, Job, NOTE, Shared};
+use super::child::{self, Beside, Hand, Job, NOTE, Shared};
 use super::plan::Plan;
 use super::program;
 use super::step::{Actor, Op};
 use crate::cgroup::Cgroup;
 use crate::error::{Errno, Error, Result};
+use crate::namespace::{Kind, Namespaces};
 use crate::sys::clone::{Stack, futex_set, futex_wait, start_child};
 use crate::sys::pidfd::{self, Interrupt};
 
@@ -115,17 +116,28 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         stdio: fds.stdio,
     };
     let tables = Tables::of(steps);
-    let job = Job { steps, shared: &shared, hand, tables: tables.pointers() };
-    let flags = steps.iter().find_map(|step| match &step.op {
-        Op::Clone { namespaces } => Some(namespaces.flags()),
+    let fail = |syscall, errno| Error::step(plan.label(0), syscall, errno, None::<&str>);
+    let mut namespaces = steps.iter().find_map(|step| match &step.op {
+        Op::Clone { namespaces } => Some(*namespaces),
         _ => None,
     });
-    let fail = |syscall, errno| Error::step(plan.label(0), syscall, errno, None::<&str>);
 
     let began = child::now();
     let stack = Stack::take().map_err(|e| fail("mmap", e))?;
+    // The network namespace is made by a thread of the child, beside the mounts (`child::network`).
+    let mut second = None;
+    if steps.iter().any(|step| matches!(step.op, Op::Loopback))
+        && let Some(all) = namespaces.as_mut().filter(|all| all.has(Kind::Net))
+    {
+        *all = all.without(Kind::Net);
+        let stack = Stack::take().map_err(|e| fail("mmap", e))?;
+        second = Some((Beside::new(stack.range(), all.has(Kind::Pid)), stack));
+    }
+    let beside = second.as_ref().map(|(beside, _)| beside);
+    let job = Job { steps, shared: &shared, hand, beside, tables: tables.pointers() };
+    let flags = namespaces.map_or(0, Namespaces::flags);
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(|e| fail("sigprocmask", e))?;
-    let cloned = start_child(child::main, &job, &stack, flags.unwrap_or(0), &shared.alive);
+    let cloned = start_child(child::main, &job, &stack, flags, &shared.alive);
     let restored = mask.thread_set_mask();
     let (pid, pidfd) = match cloned {
         Ok(child) => child,
@@ -158,6 +170,13 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         }
     }
     stack.give_back();
+    if let Some((beside, stack)) = second {
+        // A child that failed before it joined the thread has ended, and the thread with it, if not at the same instant.
+        while beside.alive.load(Ordering::Acquire) != 0 {
+            futex_wait(&beside.alive, 1, Duration::from_millis(100));
+        }
+        stack.give_back();
+    }
 
     let errno = shared.errno.load(Ordering::Relaxed);
     if result.is_ok() && errno == 0 && !interrupted {

@@ -250,6 +250,13 @@ impl Builder<'_> {
         }
     }
 
+    /// `lo`, once: before the first step that needs the network namespace (`child::network`).
+    fn network(&mut self) {
+        if self.spec.namespaces.has(Kind::Net) && !self.steps.iter().any(|step| step.op == Op::Loopback) {
+            self.push(Op::Loopback, "a new network namespace has only lo, and it is down");
+        }
+    }
+
     /// Host name, network, keyring, limits and privileges: last, because they take away what the steps before need.
     fn identity(&mut self) {
         let spec = self.spec;
@@ -260,12 +267,10 @@ impl Builder<'_> {
         }
         // Without a root of its own it is unshare(1), which leaves everything else as it was.
         let bare = matches!(spec.root, Root::Shared | Root::Chroot(_)) && spec.mounts.is_empty();
-        if spec.namespaces.has(Kind::Net) && !bare {
-            self.push(Op::Loopback, "a new network namespace has only lo, and it is down");
-        }
         if bare {
             return;
         }
+        self.network();
         self.push_optional(Op::Keyring, "the caller's session keys stay outside");
         for limit in &spec.cgroup.rlimits {
             let (resource, value) = (limit.resource as u32, limit.value);

@@ -42,6 +42,11 @@ impl Stack {
         Ok(stack)
     }
 
+    /// Where it begins, and its size: for clone3(2).
+    pub fn range(&self) -> (usize, usize) {
+        (self.0.wrapping_byte_add(GUARD) as usize, SIZE - GUARD)
+    }
+
     /// Gives it back. Only when the child no longer runs on it.
     pub fn give_back(self) {
         if let Ok(mut spare) = SPARE.try_lock()

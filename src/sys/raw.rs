@@ -65,6 +65,7 @@ pub mod nr {
     pub const FSOPEN: usize = 430;
     pub const FSCONFIG: usize = 431;
     pub const FSMOUNT: usize = 432;
+    pub const CLONE3: usize = 435;
     pub const CLOSE_RANGE: usize = 436;
     pub const OPENAT2: usize = 437;
     pub const MOUNT_SETATTR: usize = 442;
@@ -89,6 +90,52 @@ pub unsafe fn syscall(n: usize, args: [usize; 6]) -> isize {
         );
     }
     result
+}
+
+/// struct clone_args, clone(2).
+#[allow(missing_docs, reason = "the names are clone(2)'s")]
+#[derive(Default)]
+#[repr(C)]
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+}
+
+/// A thread of this process, by clone3(2): `entry(argument)` on a stack of its own, without thread-local storage.
+///
+/// # Safety
+/// The flags must be those of a thread. The stack must be writable, unused, end at a multiple of 16, and stay until
+/// the thread has ended; so must what `argument` points to. `entry` must use neither libc nor thread-local storage.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn thread(how: &CloneArgs, entry: extern "C" fn(usize) -> !, argument: usize) -> Outcome {
+    let result: isize;
+    // SAFETY: the new thread goes on behind the instruction on its own stack, calls, and never comes back; the kernel
+    // keeps all registers but rax, rcx and r11 in both.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r8",
+            "call r9",
+            "ud2",
+            "2:",
+            inlateout("rax") nr::CLONE3 as isize => result,
+            in("rdi") core::ptr::from_ref(how), in("rsi") size_of::<CloneArgs>(),
+            in("r8") argument, in("r9") entry,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    if (-4095..0).contains(&result) { Err(-result as i32) } else { Ok(result as usize) }
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -33,6 +33,7 @@ impl Builder<'_> {
             }
             Proc::Absent => {}
         }
+        let masked = self.spec.masked && self.spec.proc != Proc::Absent;
         if self.spec.system {
             let attributes = RDONLY | NOSUID | NODEV | NOEXEC;
             let op = if self.spec.namespaces.has(Kind::Net) {
@@ -46,11 +47,17 @@ impl Builder<'_> {
             } else {
                 Op::Bind { source: Place::Host(c("/sys")?), at: at("/sys")?, recursive: true, attributes }
             };
-            self.push_optional(op, "read-only");
             self.devices()?;
-        }
-        if self.spec.masked && self.spec.proc != Proc::Absent {
-            self.mask()?;
+            if masked {
+                self.mask("/proc")?;
+            }
+            self.network(); // the last moment: a sysfs shows the network namespace that it was mounted in
+            self.push_optional(op, "read-only");
+            if masked {
+                self.mask("/sys")?;
+            }
+        } else if masked {
+            self.mask("/proc")?;
         }
         Ok(())
     }
@@ -103,13 +110,13 @@ impl Builder<'_> {
     }
 
     /// Hides, or makes read-only, what a container must not see or change (`security::mask`).
-    pub(super) fn mask(&mut self) -> Result<()> {
+    pub(super) fn mask(&mut self, below: &str) -> Result<()> {
         let map = self.spec.idmap.as_ref();
         // With root outside unmapped, the kernel's own permissions already shut what only root may open.
         let root_is_mapped = map.is_none_or(|map| map.uids.iter().any(|range| range.outside == 0));
         let empty = Place::Host(self.staged("empty")?);
         for entry in mask_entries() {
-            if entry.guarded && !root_is_mapped || !self.spec.system && entry.path.starts_with("/sys") {
+            if !entry.path.starts_with(below) || entry.guarded && !root_is_mapped {
                 continue;
             }
             if entry.mount_point && self.spec.namespaces.has(Kind::Net) {
