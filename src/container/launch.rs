@@ -170,11 +170,12 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         }
     }
     stack.give_back();
-    if let Some((beside, stack)) = second {
-        // A child that failed before it joined the thread has ended, and the thread with it, if not at the same instant.
-        while beside.alive.load(Ordering::Acquire) != 0 {
-            futex_wait(&beside.alive, 1, Duration::from_millis(100));
-        }
+    if let Some((beside, _)) = &second {
+        // A child that failed before it joined the thread has ended, and the thread with it, if not at the same
+        // instant. Until then it uses this very place: it must not be moved.
+        beside.wait();
+    }
+    if let Some((_, stack)) = second {
         stack.give_back();
     }
 

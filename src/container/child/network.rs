@@ -10,8 +10,10 @@
 //! The thread uses the caller's memory like the child: the caller waits for the end of both (`Beside::alive`).
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::{Child, O_CLOEXEC};
+use crate::sys::clone::futex_wait;
 use crate::sys::raw::{self, CloneArgs, nr};
 
 const CLONE_NEWNET: usize = 0x4000_0000;
@@ -22,8 +24,9 @@ pub(in crate::container) struct Beside {
     stack: (usize, usize),
     /// It runs in a new PID namespace, as number 2.
     numbered: bool,
-    /// 1 from before it starts; cleared and woken by the kernel when it has ended: `CLONE_CHILD_CLEARTID`.
-    pub(in crate::container) alive: AtomicU32,
+    /// Its number while it lives: set, cleared and woken by the kernel (`CLONE_PARENT_SETTID`,
+    /// `CLONE_CHILD_CLEARTID`), so that a child killed inside clone3(2) cannot leave it wrong.
+    alive: AtomicU32,
     /// The namespace, once it is made.
     namespace: AtomicI32,
     /// What failed, if something did.
@@ -41,6 +44,17 @@ impl Beside {
             namespace: AtomicI32::new(-1),
             syscall: AtomicU32::new(0),
             errno: AtomicI32::new(0),
+        }
+    }
+
+    /// Waits in the caller for its end.
+    pub(in crate::container) fn wait(&self) {
+        loop {
+            let alive = self.alive.load(Ordering::Acquire);
+            if alive == 0 {
+                break;
+            }
+            futex_wait(&self.alive, alive, Duration::from_millis(100));
         }
     }
 }
@@ -95,14 +109,15 @@ impl Child<'_> {
     /// Starts the thread, if the plan has one. Where it cannot be had, [`Child::network`] does its work.
     pub(super) fn begin_network(&mut self) {
         const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000; // CLONE_VM FS FILES SIGHAND THREAD
+        const CLONE_PARENT_SETTID: u64 = 0x10_0000;
         const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
         let Some(beside) = self.job.beside else { return };
-        beside.alive.store(1, Ordering::Relaxed);
         let (stack, size) = beside.stack;
         // A number that is asked for is not counted: the first program of the container will have it again.
         let number = [2u32];
         let how = CloneArgs {
-            flags: THREAD | CLONE_CHILD_CLEARTID,
+            flags: THREAD | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID,
+            parent_tid: beside.alive.as_ptr() as u64,
             child_tid: beside.alive.as_ptr() as u64,
             stack: stack as u64,
             stack_size: size as u64,
@@ -112,10 +127,7 @@ impl Child<'_> {
         };
         // SAFETY: the stack is the caller's, unused, and lives like `beside` until `alive` is cleared; `make` obeys the
         // rules of the child.
-        let started = unsafe { raw::thread(&how, make, core::ptr::from_ref(beside) as usize) };
-        if started.is_err() {
-            beside.alive.store(0, Ordering::Relaxed);
-        }
+        let _ = unsafe { raw::thread(&how, make, core::ptr::from_ref(beside) as usize) };
     }
 
     /// The step: joins the namespace that the thread has made, or brings up `lo` in the one there is.
@@ -123,14 +135,19 @@ impl Child<'_> {
         const FUTEX_WAIT: usize = 0;
         const LOOKS: usize = 32;
         let Some(beside) = self.job.beside else { return self.loopback() };
-        for _ in 0..LOOKS {
-            if beside.alive.load(Ordering::Acquire) == 0 {
+        let mut looks = 0;
+        loop {
+            let alive = beside.alive.load(Ordering::Acquire);
+            if alive == 0 {
                 break;
             }
-            let _ = self.call(nr::SCHED_YIELD, []);
-        }
-        while beside.alive.load(Ordering::Acquire) != 0 {
-            let _ = self.call(nr::FUTEX, [beside.alive.as_ptr() as usize, FUTEX_WAIT, 1, 0]);
+            if looks < LOOKS {
+                looks += 1;
+                let _ = self.call(nr::SCHED_YIELD, []);
+            } else {
+                let word = beside.alive.as_ptr() as usize;
+                let _ = self.call(nr::FUTEX, [word, FUTEX_WAIT, alive as usize, 0]);
+            }
         }
         let errno = beside.errno.load(Ordering::Acquire);
         if errno != 0 {
