@@ -63,12 +63,13 @@ def arguments(args: Any) -> list[bytes]:
     return argv
 
 
-def candidates(program: bytes, path: str | None) -> list[bytes]:
+@functools.lru_cache(maxsize=64)
+def candidates(program: bytes, path: str | None) -> tuple[bytes, ...]:
     """The paths that execvp(3) would try."""
     if b"/" in program:
-        return [program]
+        return (program,)
     directories = os.fsencode(os.defpath if path is None else path).split(b":")
-    return [os.path.join(directory or b".", program) for directory in directories]
+    return tuple(os.path.join(directory or b".", program) for directory in directories)
 
 
 class Process(subprocess.Popen[Any]):

@@ -6,6 +6,7 @@ These are the words of Docker and the OCI; the core gets the same, resolved agai
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -253,12 +254,13 @@ def id_map(userns: str) -> str | None:
     return userns
 
 
-def needs_disk(release: str) -> bool:
+@functools.cache
+def needs_disk() -> bool:
     """Whether this kernel's tmpfs carries no user xattrs (before 6.6).
 
     Without them an overlay in a user namespace cannot replace a directory of a lower layer.
     """
-    numbers = re.findall(r"\d+", release)[:2]
+    numbers = re.findall(r"\d+", os.uname().release)[:2]
     return [int(number) for number in numbers] < [6, 6]
 
 
@@ -268,7 +270,7 @@ def _upper(spec: ContainerSpec) -> tuple[bytes | None, bytes | None]:
         return _absolute(spec.upper), _absolute(spec.work)
     layered = spec.image.kind in ("layers", "host")
     if spec.storage == "auto":
-        disk = layered and "user" in spec.namespaces and needs_disk(os.uname().release)
+        disk = layered and "user" in spec.namespaces and needs_disk()
     else:
         disk = spec.storage == "disk"
     if not disk:
@@ -337,11 +339,11 @@ def resolve(spec: ContainerSpec) -> _core.Spec:
         SpecError: an argument that can never work.
         UnsupportedError: something that this host cannot do, such as a limit that would not bind.
     """
-    import resource
-
     limits = spec.limits
     rlimits = []
     for name, value in limits.rlimits:
+        import resource
+
         number = getattr(resource, f"RLIMIT_{name.upper()}", None)
         if number is None or not isinstance(value, int):
             raise SpecError(f"rlimit {name!r}={value!r}: a name of getrlimit(2) without RLIMIT_, and an int")

@@ -118,7 +118,6 @@ impl Container {
         {
             reaper.join(started.pid)?;
         }
-        let process = process.map(|process| process.with_init(started.pidfd.try_clone().ok()));
         let container = Self {
             pid: started.pid,
             plan,

@@ -77,19 +77,11 @@ pub struct Process {
     /// Names it in requests.
     pub id: u64,
     state: Mutex<State>,
-    /// PID 1, for the main program: it ends right after it, so one wait serves for both.
-    init: Option<OwnedFd>,
 }
 
 impl Process {
     pub(super) fn new(id: u64, status: OwnedFd, confirm: Option<OwnedFd>) -> Self {
-        Self { status, confirm: confirm.into(), id, state: Mutex::default(), init: None }
-    }
-
-    /// The program with which PID 1 ends.
-    pub(super) fn with_init(mut self, pidfd: Option<OwnedFd>) -> Self {
-        self.init = pidfd;
-        self
+        Self { status, confirm: confirm.into(), id, state: Mutex::default() }
     }
 
     /// A process that has to be reaped when this one has ended.
@@ -149,8 +141,7 @@ impl Process {
             if let outcome @ Some(_) = self.outcome()? {
                 return Ok(outcome);
             }
-            let end = self.init.as_ref().unwrap_or(&self.status);
-            let ready = pidfd::wait_readable(end, timeout, interrupt)
+            let ready = pidfd::wait_readable(&self.status, timeout, interrupt)
                 .map_err(|e| Error::step("wait for the program", "poll", e, None::<&str>))?;
             if !ready {
                 return Ok(self.state().outcome);

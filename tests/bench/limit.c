@@ -2,7 +2,7 @@
  * done once, and its nanoseconds are printed.
  *
  *   limit start ROOT UID GID OPTIONS   a container: clone, id maps, overlay with OPTIONS on ROOT, proc, pivot_root, execve
- *   limit spawn PROGRAM ARGUMENT...    a program, to its end
+ *   limit spawn PROGRAM ARGUMENT...    a program, to the end of all that it started: bwrap(1) goes before its PID 1 does
  *
  * Both clone with CLONE_VM and CLONE_VFORK: nothing of this process is copied.
  */
@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -59,6 +60,7 @@ int main(int argc, char **argv) {
     if (argc < 3) return 2;
     int starts = strcmp(argv[1], "start") == 0;
     words = argv + 2;
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return 2;
     while (read(0, &turn, 1) == 1) {
         struct timespec from, to;
         int status;
@@ -69,6 +71,7 @@ int main(int argc, char **argv) {
             fprintf(stderr, "%s: status %x\n", argv[2], pid < 0 ? -1 : status);
             return 1;
         }
+        while (waitpid(-1, &status, __WALL) > 0) continue;
         clock_gettime(CLOCK_MONOTONIC, &to);
         printf("%lld\n", (to.tv_sec - from.tv_sec) * 1000000000LL + to.tv_nsec - from.tv_nsec);
         fflush(stdout);
