@@ -320,7 +320,7 @@ def test_the_kernel_saw_the_steps_and_nothing_else(layer: Path, tmp_path: Path) 
     seen = list(calls(child[0]))
     # Its first act belongs to no step: to die with the thread that made it, from before the first step on.
     assert seen.pop(0) == "prctl"
-    # A thread of its own makes the network namespace beside the mounts; the step that joins it speaks of both.
+    # A thread of its own makes the network namespace beside the mounts; the step that joins it tells both.
     thread = [file for file in traces.iterdir() if "SIOCGSKNS" in file.read_text(errors="replace")]
     assert len(thread) == 1
     joined = seen.index("setns")
