@@ -131,6 +131,9 @@ class Process(subprocess.Popen[Any]):
             umask=0o022 if umask < 0 else umask,
             pass_fds=[(fd, fd) for fd in pass_fds],
         )
+        for stream in ("stdin", "stdout", "stderr"):
+            if keywords.get(stream) == DEVNULL:
+                keywords[stream] = _null()  # Popen opens one each time, and can lose it to a Ctrl-C
         self._confirm = confirm
         self._cancel = cancel
         self.returncode = None
