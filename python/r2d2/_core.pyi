@@ -5,9 +5,14 @@ The extension module `r2d2._core`.
 
 from _typeshed import Incomplete, SupportsGetItem
 from os import PathLike
-from typing import SupportsFloat, SupportsIndex, final
+from typing import Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "Spawned", "Spec", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "spawn", "start", "start_detached"]
+__all__ = ["PROFILE", "Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "Spawned", "Spec", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "spawn", "start", "start_detached"]
+
+PROFILE: Final[str]
+"""
+How it was built: the profile's optimisation decides whether a figure means anything.
+"""
 
 @final
 class Command:
@@ -339,7 +344,7 @@ class Spec:
     """
     What a container is to be. Resolved against this host: making one may raise `UnsupportedError`.
     """
-    def __new__(cls, /, *, name: str, namespaces: SupportsGetItem[int, str], idmap: str | None, root: str, layers: SupportsGetItem[int, SupportsGetItem[int, SupportsIndex]], upper: SupportsGetItem[int, SupportsIndex] | None, work: SupportsGetItem[int, SupportsIndex] | None, tmpfs_size: SupportsIndex | None, readonly: bool, proc: str, system: bool, masked: bool, hostname: SupportsGetItem[int, SupportsIndex] | None, etc: SupportsGetItem[int, tuple[str, SupportsGetItem[int, SupportsIndex]]], mounts: SupportsGetItem[int, Incomplete], rlimits: SupportsGetItem[int, tuple[SupportsIndex, str, SupportsIndex]], cap_add: SupportsGetItem[int, str], cap_drop: SupportsGetItem[int, str], no_new_privs: bool, clock_offsets: tuple[SupportsIndex, SupportsIndex] | None, limits: Incomplete | None) -> Spec: ...
+    def __new__(cls, /, *, name: str, namespaces: SupportsGetItem[int, str], idmap: str | None, root: str, layers: SupportsGetItem[int, SupportsGetItem[int, SupportsIndex]], upper: SupportsGetItem[int, SupportsIndex] | None, work: SupportsGetItem[int, SupportsIndex] | None, tmpfs_size: SupportsIndex | None, readonly: bool, proc: str, system: bool, masked: bool, hostname: SupportsGetItem[int, SupportsIndex] | None, etc: SupportsGetItem[int, tuple[str, SupportsGetItem[int, SupportsIndex]]], mounts: SupportsGetItem[int, Incomplete], rlimits: SupportsGetItem[int, tuple[SupportsIndex, SupportsIndex]], cap_add: SupportsGetItem[int, str], cap_drop: SupportsGetItem[int, str], no_new_privs: bool, clock_offsets: tuple[SupportsIndex, SupportsIndex] | None, limits: Incomplete | None) -> Spec: ...
     @property
     def capabilities(self, /) -> int:
         """

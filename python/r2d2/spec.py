@@ -347,7 +347,7 @@ def resolve(spec: ContainerSpec) -> _core.Spec:
         number = getattr(resource, f"RLIMIT_{name.upper()}", None)
         if number is None or not isinstance(value, int):
             raise SpecError(f"rlimit {name!r}={value!r}: a name of getrlimit(2) without RLIMIT_, and an int")
-        rlimits.append((number, name.lower(), value if value >= 0 else 2**64 - 1))
+        rlimits.append((number, value if value >= 0 else 2**64 - 1))
     upper, work = _upper(spec)
     return _core.Spec(
         name=spec.name,

@@ -107,7 +107,7 @@ impl Spec {
         hostname: Option<Vec<u8>>,
         etc: Vec<(String, Vec<u8>)>,
         mounts: Vec<MountIn>,
-        rlimits: Vec<(u32, String, u64)>,
+        rlimits: Vec<(u32, u64)>,
         cap_add: Vec<String>,
         cap_drop: Vec<String>,
         no_new_privs: bool,
@@ -154,8 +154,6 @@ impl Spec {
                 return Err(Error::spec(format!("proc {other:?}: not one of mount, bind, none")).into());
             }
         };
-        let rlimits =
-            rlimits.into_iter().map(|(number, name, value)| (number, rlimit_name(&name), value)).collect();
         let capabilities = CapabilitySet::adjusted(DOCKER_DEFAULT, &cap_add, &cap_drop)?;
         let spec = core::Spec {
             name,
@@ -235,29 +233,6 @@ impl Spec {
             plan.unbound.iter().map(|u| (u.resource.name().to_owned(), u.why.clone())).collect(),
         )
     }
-}
-
-/// rlimit names are static in the core; the Python side sends only these.
-fn rlimit_name(name: &str) -> &'static str {
-    const NAMES: [&str; 16] = [
-        "cpu",
-        "fsize",
-        "data",
-        "stack",
-        "core",
-        "rss",
-        "nproc",
-        "nofile",
-        "memlock",
-        "as",
-        "locks",
-        "sigpending",
-        "msgqueue",
-        "nice",
-        "rtprio",
-        "rttime",
-    ];
-    NAMES.into_iter().find(|known| *known == name).unwrap_or("resource")
 }
 
 fn steps(plan: &Plan) -> Vec<StepInfo> {

@@ -12,6 +12,9 @@ mod slirp;
 /// The extension module `r2d2._core`.
 #[pyo3::pymodule]
 mod _core {
+    /// How it was built: the profile's optimisation decides whether a figure means anything.
+    #[pymodule_export]
+    const PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
     #[pymodule_export]
     use super::cgroup::cgroup_report;
     #[pymodule_export]

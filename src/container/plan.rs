@@ -274,10 +274,10 @@ impl Builder<'_> {
         self.push_optional(Op::Keyring, "the caller's session keys stay outside");
         for limit in &spec.cgroup.rlimits {
             let (resource, value) = (limit.resource as u32, limit.value);
-            self.push(Op::Rlimit { resource, name: "processes", value }, "no cgroup can be written here");
+            self.push(Op::Rlimit { resource, value }, "no cgroup can be written here");
         }
-        for (resource, name, value) in &spec.rlimits {
-            self.push(Op::Rlimit { resource: *resource, name, value: *value }, "asked for");
+        for &(resource, value) in &spec.rlimits {
+            self.push(Op::Rlimit { resource, value }, "asked for");
         }
         if spec.namespaces.has(Kind::User) || spec.root != Root::Shared {
             self.push(Op::Capabilities { keep: spec.capabilities }, "what nobody inside may ever have");

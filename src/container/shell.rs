@@ -8,7 +8,7 @@ use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::step::{Op, Place, Probe, Setting};
+use super::step::{Op, Place, Probe, Setting, rlimit_name};
 use crate::error::Result;
 use crate::namespace::{IdMap, Kind, Namespaces, Range};
 use crate::overlay::options::Options;
@@ -125,7 +125,7 @@ impl Op {
             Self::Hostname(name) => one(words([&b"hostname"[..], &quote(name.to_bytes())])),
             Self::Loopback => one(b"ip link set lo up".into()),
             Self::Keyring => Shell::Comment(COMMENTS[2]),
-            Self::Rlimit { resource, value, .. } => {
+            Self::Rlimit { resource, value } => {
                 one(format!("prlimit --pid $$ {}", prlimit(*resource, *value)).into_bytes())
             }
             Self::Capabilities { keep } => one(format!("setpriv {}", bounding_set(*keep)).into_bytes()),
@@ -333,25 +333,7 @@ pub(super) fn id_map(map: &IdMap, pid: &str) -> Vec<Vec<u8>> {
 
 /// The option of prlimit(1): both limits.
 pub(super) fn prlimit(resource: u32, value: u64) -> String {
-    const NAMES: [&str; 16] = [
-        "cpu",
-        "fsize",
-        "data",
-        "stack",
-        "core",
-        "rss",
-        "nproc",
-        "nofile",
-        "memlock",
-        "as",
-        "locks",
-        "sigpending",
-        "msgqueue",
-        "nice",
-        "rtprio",
-        "rttime",
-    ];
-    let name = NAMES.get(resource as usize).copied().unwrap_or("unknown");
+    let name = rlimit_name(resource);
     let value = if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };
     format!("--{name}={value}:{value}")
 }

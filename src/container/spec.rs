@@ -117,8 +117,8 @@ pub struct Spec {
     pub mounts: Vec<Mount>,
     /// Limits of the whole container, planned for this host.
     pub cgroup: cgroup::Plan,
-    /// Resource limits per process: number, name, value.
-    pub rlimits: Vec<(u32, &'static str, u64)>,
+    /// Resource limits per process: number, value.
+    pub rlimits: Vec<(u32, u64)>,
     /// Capabilities that PID 1 keeps; programs get what their request says.
     pub capabilities: u64,
     /// `no_new_privs`.

@@ -31,6 +31,16 @@ pub enum Setting {
     Directory(CString, CString),
 }
 
+/// The name of `RLIMIT_…`, as prlimit(1) and Python's `resource` have it, in small letters.
+pub(super) fn rlimit_name(resource: u32) -> &'static str {
+    #[rustfmt::skip]
+    const NAMES: [&str; 16] = [
+        "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile",
+        "memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime",
+    ];
+    NAMES.get(resource as usize).copied().unwrap_or("resource")
+}
+
 /// What one step does.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
@@ -135,8 +145,6 @@ pub enum Op {
     Rlimit {
         /// `RLIMIT_…`.
         resource: u32,
-        /// Its name.
-        name: &'static str,
         /// The value.
         value: u64,
     },
@@ -237,7 +245,7 @@ impl Op {
             Self::Hostname(name) => format!("set the host name to {}", name.to_string_lossy()),
             Self::Loopback => "bring up lo".into(),
             Self::Keyring => "join a new session keyring".into(),
-            Self::Rlimit { name, value, .. } => format!("limit {name} to {value}"),
+            Self::Rlimit { resource, value } => format!("limit {} to {value}", rlimit_name(*resource)),
             Self::Capabilities { .. } => "cut the capability bounding set".into(),
             Self::NoNewPrivileges => "set no_new_privs".into(),
             Self::Probe(probe) => probe.title(),

@@ -276,7 +276,7 @@ fn fixed() -> Spec {
             readonly: true,
         }],
         cgroup: crate::cgroup::Plan::default(),
-        rlimits: vec![(7, "nofile", 64)],
+        rlimits: vec![(7, 64)],
         capabilities: 0b11,
         no_new_privs: true,
         clock_offsets: None,
