@@ -48,7 +48,7 @@ pub const SCALE: u8 = 7;
 const FIRST_WINDOW: u32 = 256 << 10;
 /// An acknowledgement is sent in the midst of a batch after so much data.
 const ACK_EVERY: u32 = 1 << 20;
-/// Acknowledged bytes are taken out of the host's queue when there are so many.
+/// Acknowledged bytes are taken out of the host's queue when there are so many, while more are under way.
 const DISCARD_AT: u32 = 16 << 10;
 /// Retransmission timer before the first measurement (RFC 6298 §2.1).
 const FIRST_RTO: u32 = SEC as u32;
@@ -362,7 +362,11 @@ impl Tcb {
         if self.state != State::Established {
             return Fate::Keep;
         }
-        if self.discard(core, DISCARD_AT).is_err() || self.pump(core, key).is_err() {
+        // With nothing under way no acknowledgement will come to raise the count. And the rest, however short, may
+        // lie in one buffer with all that came before it: the host's kernel joins segments, frees them whole, and
+        // would keep its window shut for ever.
+        let least = if self.inflight() == 0 { 1 } else { DISCARD_AT };
+        if self.discard(core, least).is_err() || self.pump(core, key).is_err() {
             return self.abort(core, key);
         }
         if self.has(ACK_OWED) {

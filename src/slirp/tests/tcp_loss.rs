@@ -129,3 +129,21 @@ fn host_queue_holds_what_is_not_acknowledged() {
     assert_eq!(net.host().sockets[conn.sock as usize].queue.len(), 10_000);
     assert_eq!(net.engine.core.buffered, 0);
 }
+
+#[test]
+fn nothing_that_is_acknowledged_stays_in_the_hosts_queue() {
+    // Linux frees what it has joined only as a whole: a rest of a few bytes can keep the sender's window shut.
+    let mut net = Net::new();
+    let mut conn = net.open();
+    net.host().feed(conn.sock, &vec![1; 65_000]);
+    net.step();
+    net.all();
+    for step in [60_000, 4_999] {
+        conn.ack = conn.ack.wrapping_add(step);
+        conn.send(&mut net, ACK, b"");
+    }
+    assert_eq!(net.host().sockets[conn.sock as usize].queue.len(), 65_000 - 60_000, "more is under way");
+    conn.ack = conn.ack.wrapping_add(1);
+    conn.send(&mut net, ACK, b"");
+    assert_eq!(net.host().sockets[conn.sock as usize].queue.len(), 0);
+}
