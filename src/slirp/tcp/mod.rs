@@ -56,6 +56,8 @@ const FIRST_RTO: u32 = SEC as u32;
 const MIN_RTO: u32 = 200 * MS as u32;
 /// And greatest.
 const MAX_RTO: u32 = 120 * SEC as u32;
+/// What is acknowledged so soon after a timeout, or within two round trips, was lost the first time.
+const SOON: u32 = 10 * MS as u32;
 /// How long a closed connection is remembered. The link is a wire in memory: no segment wanders for minutes.
 const TIME_WAIT: Time = SEC;
 
@@ -187,6 +189,8 @@ const INBOUND: u16 = 1024;
 const CLOSED_FIRST: u16 = 2048;
 /// There is more to send to the guest, but others come first.
 const TURN_OVER: u16 = 4096;
+/// What is being timed was sent again: whether its answer is to the first or the second sending, nobody knows.
+const AMBIGUOUS: u16 = 8192;
 
 impl Tcb {
     fn new(state: State, sock: Sock, iss: u32) -> Self {

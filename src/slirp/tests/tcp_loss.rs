@@ -147,3 +147,25 @@ fn nothing_that_is_acknowledged_stays_in_the_hosts_queue() {
     conn.send(&mut net, ACK, b"");
     assert_eq!(net.host().sockets[conn.sock as usize].queue.len(), 0);
 }
+
+#[test]
+fn repeated_losses_do_not_stretch_the_timer() {
+    // A measure that took the timer itself for a round trip would grow it each time.
+    let mut net = Net::new();
+    let mut conn = net.open();
+    let began = net.now;
+    for _ in 0..12 {
+        let starts = flight(&mut net, &mut conn, 1);
+        let again = loop {
+            net.wait(SEC / 20);
+            if let Some(frame) = net.recv() {
+                break frame.tcp().0.seq;
+            }
+        };
+        assert_eq!(again, starts[0]);
+        conn.ack = starts[0].wrapping_add(1460);
+        conn.send(&mut net, ACK, b"");
+        net.quiet();
+    }
+    assert!(net.now - began < 4 * SEC, "{} µs", net.now - began);
+}
