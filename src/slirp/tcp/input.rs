@@ -144,10 +144,10 @@ impl Tcb {
         } else if seg.ack == self.snd_una && outstanding && bare && (news || window == self.snd_wnd) {
             self.dupacks = self.dupacks.saturating_add(1);
         }
-        // RFC 9293 §3.10.7.4: only newer segments set the window.
+        // RFC 9293 §3.10.7.4: only newer segments set the window, and it counts from what they acknowledge.
         let newer =
             seq::before(self.wl.0, seg.seq) || (self.wl.0 == seg.seq && !seq::before(seg.ack, self.wl.1));
-        if newer {
+        if newer && seg.ack == self.snd_una {
             if self.snd_wnd == 0 && window > 0 && self.timer == Timer::Persist {
                 self.stop_timer();
                 self.retries = 0;
