@@ -34,7 +34,7 @@ if sys.platform != "linux":
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import chroot, namespace, overlay, slirp
+    from . import chroot, drawings, namespace, overlay, slirp
     from .container import Container, run
     from .detached import Detached
     from .diagnosis import doctor
@@ -85,6 +85,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "chroot": "",
     "doctor": "diagnosis",
+    "drawings": "",
     "namespace": "",
     "overlay": "",
     "run": "container",
@@ -115,6 +116,7 @@ __all__ = [
     "UnsupportedError",
     "chroot",
     "doctor",
+    "drawings",
     "namespace",
     "overlay",
     "run",
