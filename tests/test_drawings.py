@@ -200,9 +200,9 @@ def test_overlay_shows_what_the_diff_has(tmp_path: Path) -> None:
 def test_overlay_of_a_container(container: r2d2.Container) -> None:
     container.run(["sh", "-c", "echo x > /new; rm /bin/cat; echo x >> /etc/hosts"], check=True)
     drawing = drawings.overlay(container)
-    assert "/bin/cat  whiteout" in drawing.text
+    assert "/usr/bin/cat  whiteout" in drawing.text
     shown = words(drawing)
-    assert {"/new", "/etc/hosts", "/bin/cat", "✕"} <= set(shown)
+    assert {"/new", "/etc/hosts", "/usr/bin/cat", "✕"} <= set(shown)
     with r2d2.Container("scratch") as empty:
         assert "no change yet" in drawings.overlay(empty).text
         checked(drawings.overlay(empty))
