@@ -15,6 +15,7 @@ import pytest
 
 import r2d2
 from _needs import needs
+from _proc import until
 from r2d2 import drawings
 from r2d2.drawings.canvas import Canvas, clean, shorten, width
 from r2d2.drawings.timeline import _bars
@@ -118,6 +119,7 @@ def test_processes_have_their_pid_on_each_side(container: r2d2.Container) -> Non
     script = "sleep 1000 >&- & echo $!; wait"
     with running(container, ["sh", "-c", script], stdout=subprocess.PIPE, text=True) as shell:
         inner = int(shell.stdout.readline())
+        assert until(lambda: "sleep 1000\n" in f"{drawings.processes(container)}\n")  # execve(2) was done
         drawing = drawings.processes(container)
         rows = [line.split(maxsplit=2) for line in drawing.text.splitlines()[1:]]
         inside = {int(row[0]): row[1] for row in rows}

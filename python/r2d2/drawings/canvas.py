@@ -127,7 +127,7 @@ def shorten(text: str, room: float, size: float, *, mono: bool = False, bold: bo
     """As much of a line as fits: a path loses its beginning, everything else its end."""
     if width(text, size, mono=mono, bold=bold) <= room:
         return text
-    path = text.startswith("/")
+    path = text.startswith("/") and " " not in text
     while text and width(text + "…", size, mono=mono, bold=bold) > room:
         text = text[1:] if path else text[:-1]
     return "…" + text if path else text + "…"
