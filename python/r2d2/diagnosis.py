@@ -101,6 +101,11 @@ class Report:
         checks = [check._asdict() for check in self.checks]
         return json.dumps({"verdict": self.verdict, "exit_code": self.exit_code, "checks": checks}, indent=2)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter; a terminal shows the table."""
+        del include, exclude
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
+
     def _repr_html_(self) -> str:
         from html import escape
 

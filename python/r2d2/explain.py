@@ -135,6 +135,11 @@ class Explanation:
             lines += _wrap(f"note: {_shown(note)}", _WIDTH)
         return "\n".join(lines)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter; a terminal shows the table."""
+        del include, exclude
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
+
     def _repr_html_(self) -> str:
         """A table for Jupyter: no script, no colours of its own."""
         from html import escape
