@@ -14,6 +14,8 @@ https://jupyter-client.readthedocs.io/en/stable/provisioning.html
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ContainerProvisioner", "container_of", "hidden_python"]
 
+_PREFIX = "r2d2-kernel-"
 #: What the host image shows nothing of: the container has its own (``src/overlay/layout.rs``).
 _PRIVATE = ("/tmp", "/run", "/dev", "/proc", "/sys")  # noqa: S108 - they are looked for, not written to
 #: What a kernel needs to know of the server's variables. Its tokens and parent's pid are none of it.
@@ -56,14 +59,13 @@ class ContainerProvisioner(LocalProvisioner):
     container: Container | None = None
     process: Process | None = None
     _directory: str | None = None
+    _lock: int = -1
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Chooses the sockets; the rest is as everywhere."""
         manager: Any = self.parent
         if self._directory is None:
-            runtime = os.environ.get("XDG_RUNTIME_DIR")
-            place = runtime if runtime and os.access(runtime, os.W_OK) else None
-            self._directory = tempfile.mkdtemp(prefix="r2d2-kernel-", dir=place)
+            self._directory, self._lock = _make_directory()
         manager.transport = "ipc"
         manager.ip = os.path.join(self._directory, "socket")
         return dict(await super().pre_launch(**kwargs))
@@ -127,6 +129,7 @@ class ContainerProvisioner(LocalProvisioner):
         self._stop()
         if not restart and self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+            os.close(self._lock)
             self._directory = None
         await super().cleanup(restart)
 
@@ -134,6 +137,45 @@ class ContainerProvisioner(LocalProvisioner):
         if self.container is not None:
             self.container.stop()
             self.container = None
+
+
+def _make_directory() -> tuple[str, int]:
+    """A directory for sockets, and a descriptor that locks it; those of killed servers are removed."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    place = runtime if runtime and os.access(runtime, os.W_OK) else tempfile.gettempdir()
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if name.startswith(_PREFIX) and _owner(path) == os.geteuid():
+            lock = _locked(path)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+    made = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+    lock = _locked(made)
+    if lock is None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), made)
+    return made, lock
+
+
+def _owner(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return None
+
+
+def _locked(directory: str) -> int | None:
+    """A descriptor with the directory's lock (flock(2)); None if another process has it, or it is gone."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _directory(given: Any) -> str:
