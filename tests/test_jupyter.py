@@ -20,6 +20,7 @@ from traitlets.config import Config
 
 import r2d2
 from _proc import ended, until
+from r2d2 import _core
 from r2d2.cli import main
 from r2d2.jupyter import kernelspec, reprs
 from r2d2.jupyter.magics import ContainerMagics
@@ -95,12 +96,22 @@ def test_a_cell_runs_in_a_live_container(shell: InteractiveShell, capsys: Any, l
     assert capsys.readouterr().out == "kept\n"
 
 
-def test_a_detached_container_by_its_name(shell: InteractiveShell, capsys: Any, image: r2d2.Image) -> None:
-    with r2d2.Detached.start(["sleep", "1000"], image=image, name=f"nb{os.getpid()}", hostname="away"):
-        cell(shell, f"nb{os.getpid()}", "hostname")
+def test_a_detached_container_by_its_name(
+    shell: InteractiveShell,
+    capsys: Any,
+    image: r2d2.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("R2D2_RUNTIME", str(tmp_path / "runtime"))
+    with r2d2.Detached.start(["sleep", "1000"], image=image, name="nb", hostname="away") as detached:
+        pid = detached.pid
+        cell(shell, "nb", "hostname")
         assert capsys.readouterr().out == "away\n"
         listed = shell.run_line_magic("containers", "")
-        assert any(row[1] == f"nb{os.getpid()}" and row[3] == "running" for row in listed)
+        assert [(row[1], row[3]) for row in listed if row[0] == "(nb)"] == [("nb", "running")]
+    # A child of ours that is nobody's is reaped whenever a detached container is looked for.
+    assert until(lambda: _core.find(-1, 0, 0) is None and not Path(f"/proc/{pid}").exists())
 
 
 def test_programs_do_not_read_the_cell(shell: InteractiveShell, capsys: Any, lab: r2d2.Container) -> None:
