@@ -107,18 +107,9 @@ class Report:
         return {"text/plain": str(self), "text/html": self._repr_html_()}
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from .jupyter.reprs import report
 
-        colors = {OK: "#1a7f37", DEGRADED: "#9a6700", FAILED: "#cf222e"}
-        rows = [
-            f'<tr><td style="color:{colors[check.status]}">{check.status}</td>'
-            f"<td>{escape(check.name)}{'' if check.required else ' (optional)'}</td>"
-            f"<td>{escape(check.needed_for)}</td>"
-            f"<td>{escape(check.fact)}</td><td>{escape(check.hint or '')}</td></tr>"
-            for check in self.checks
-        ]
-        head = "".join(f"<th>{title}</th>" for title in ("", "what", "for", "seen", "hint"))
-        return f"<p><b>{escape(self.verdict)}</b></p><table><tr>{head}</tr>{''.join(rows)}</table>"
+        return report(self)
 
 
 def doctor() -> Report:

@@ -147,7 +147,7 @@ class Explanation:
         timed = self.total is not None
         line = "border:0;border-bottom:1px solid color-mix(in srgb, currentColor 20%, transparent)"
         cell = f"{line};text-align:left;vertical-align:top;padding:2px 8px;background:none;color:inherit"
-        code = "white-space:pre-wrap;background:none;color:inherit"
+        code = "white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit"
         names = ["#", "who", "step", "system calls", "by hand", *(["took"] if timed else []), "why"]
         rows = []
         for step in self:

@@ -10,6 +10,7 @@ import os
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from r2d2.drawings.canvas import GREEN, ORANGE, RED
 from r2d2.explain import _shown
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from r2d2.container import Container
     from r2d2.detached import Detached
+    from r2d2.diagnosis import Check, Report
     from r2d2.errors import R2d2Error
     from r2d2.image import Image
     from r2d2.namespace import Namespaces
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _LINE = "border:0;border-bottom:1px solid color-mix(in srgb, currentColor 20%, transparent)"
 _CELL = f"{_LINE};text-align:left;vertical-align:top;padding:2px 8px;background:none;color:inherit"
+_CODE = "background:none;color:inherit;white-space:pre-wrap;overflow-wrap:anywhere"
 #: More rows than anybody reads; the text has them all.
 _ROWS = 200
 
@@ -43,9 +46,10 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], foo
     """
 
     def cell(text: str, tag: str = "td", more: str = "") -> str:
-        safe = escape(_shown(text.removeprefix("`")))
+        safe = escape(_shown(text))
         if text.startswith("`"):
-            safe = f'<code style="background:none;color:inherit;white-space:pre-wrap">{safe}</code>'
+            safe = "\n".join(escape(_shown(line)) for line in text[1:].splitlines())
+            safe = f'<code style="{_CODE}">{safe}</code>'
         return f'<{tag} style="{_CELL}"{more}>{safe}</{tag}>'
 
     head = "".join(cell(name, "th", ' scope="col"') for name in heads)
@@ -55,7 +59,11 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], foo
         body.append(f"<tr>{first}{''.join(cell(text) for text in row[1:])}</tr>")
     return (
         '<table style="color:inherit;border-collapse:collapse">'
-        f'<caption style="color:inherit;text-align:left">{escape(_shown(caption))}</caption>'
+        + (
+            f'<caption style="color:inherit;text-align:left">{escape(_shown(caption))}</caption>'
+            if caption
+            else ""
+        )
         + (f"<thead><tr>{head}</tr></thead>" if head else "")
         + f"<tbody>{''.join(body)}</tbody></table>"
         + (f'<p style="color:inherit">{escape(_shown(foot))}</p>' if foot else "")
@@ -106,7 +114,7 @@ def _use(of: Container) -> str:
         return ""
     memory, pids = stats.get("memory_bytes"), stats.get("pids")
     found = [] if memory is None else [f"{_bytes(memory)} of memory"]
-    return ", ".join(found + ([] if pids is None else [f"{pids} processes"]))
+    return ", ".join(found + ([] if pids is None else ["1 process" if pids == 1 else f"{pids} processes"]))
 
 
 def detached(of: Detached) -> Bundle:
@@ -138,7 +146,8 @@ def namespaces(of: Namespaces) -> Bundle:
     own = inspect()
     names = {"mnt" if kind == "mount" else kind: kind for kind in KINDS}
     rows = []
-    for link, inode in of.items():
+    order = list(names)
+    for link, inode in sorted(of.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99):
         if link.endswith("_for_children") and inode == of.get(link.removesuffix("_for_children")):
             continue
         shared = "shared with this process" if own.get(link) == inode else "its own"
@@ -191,6 +200,28 @@ def _file(info: FileInfo) -> str:
     return f"{info.type} {stat.filemode(info.mode)[1:]} {info.uid}:{info.gid}{size}"
 
 
+def report(of: Report) -> str:
+    """What this host allows, as HTML: first what it does not."""
+    looks = {"ok": ("✔", GREEN), "degraded": ("◐", ORANGE), "failed": ("✘", RED)}
+
+    def row(check: Check) -> tuple[str, str, str, str]:
+        seen = check.fact if check.hint is None else f"{check.fact}. Hint: {check.hint}"
+        return f"{looks[check.status][0]}\u00a0{check.status}", check.name, check.needed_for, seen
+
+    heads = ("", "what", "for", "seen")
+    amiss = [check for check in of if check.status != "ok"]
+    fine = [check for check in of if check.status == "ok"]
+    html = f'<p style="color:inherit">{escape(of.verdict)}</p>'
+    html += table("", heads, map(row, amiss)) if amiss else ""
+    rest = table("", heads, map(row, fine))
+    html += f'<details style="color:inherit"><summary>{len(fine)} checks are ok</summary>{rest}</details>'
+    for mark, color in looks.values():
+        html = html.replace(
+            f">{mark}\u00a0", f'><span style="color:{color}" aria-hidden="true">{mark}</span>&nbsp;'
+        )
+    return html
+
+
 def completed(of: CompletedProcess) -> Bundle:
     """How a program ended, and what it wrote."""
     words = [of.args] if isinstance(of.args, str | bytes) else list(of.args)
@@ -203,7 +234,7 @@ def completed(of: CompletedProcess) -> Bundle:
         if stream:
             text = stream.decode(errors="replace") if isinstance(stream, bytes) else str(stream)
             lines = text.splitlines()
-            rows += [(name if i == 0 else "", f"`{line}") for i, line in enumerate(lines[:_ROWS])]
+            rows.append((name, "`" + "\n".join(lines[:_ROWS])))
             rows += [("", f"… {len(lines) - _ROWS} more lines")] if len(lines) > _ROWS else []
     return {"text/plain": repr(of), "text/html": table("Completed", (), rows)}
 
