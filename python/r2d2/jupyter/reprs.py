@@ -204,11 +204,11 @@ def report(of: Report) -> str:
     """What this host allows, as HTML: first what it does not."""
     looks = {"ok": ("✔", GREEN), "degraded": ("◐", ORANGE), "failed": ("✘", RED)}
 
-    def row(check: Check) -> tuple[str, str, str, str]:
+    def row(check: Check) -> tuple[str, ...]:
         seen = check.fact if check.hint is None else f"{check.fact}. Hint: {check.hint}"
-        return f"{looks[check.status][0]}\u00a0{check.status}", check.name, check.needed_for, seen
+        return looks[check.status][0], check.status, check.name, check.needed_for, seen
 
-    heads = ("", "what", "for", "seen")
+    heads = ("", "", "what", "for", "seen")
     amiss = [check for check in of if check.status != "ok"]
     fine = [check for check in of if check.status == "ok"]
     html = f'<p style="color:inherit">{escape(of.verdict)}</p>'
@@ -216,9 +216,8 @@ def report(of: Report) -> str:
     rest = table("", heads, map(row, fine))
     html += f'<details style="color:inherit"><summary>{len(fine)} checks are ok</summary>{rest}</details>'
     for mark, color in looks.values():
-        html = html.replace(
-            f">{mark}\u00a0", f'><span style="color:{color}" aria-hidden="true">{mark}</span>&nbsp;'
-        )
+        cell = f'<td style="{_CELL}'
+        html = html.replace(f'{cell}">{mark}<', f'{cell};color:{color}" aria-hidden="true">{mark}<')
     return html
 
 
