@@ -319,6 +319,7 @@ def test_errors_are_short(shell: InteractiveShell, capsys: Any, monkeypatch: pyt
     shell.run_cell("def mine():\n    r2d2.Container('debian')\n\nmine()")
     out = capsys.readouterr().out
     assert "r2d2.Container('debian')" in out
+    assert out.count("Cell In[") == 2
     assert "ImageNotFound: image 'debian'" in out
     assert "hint: images are 'host'" in out
     assert "container.py" not in out
