@@ -34,7 +34,7 @@ if sys.platform != "linux":
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import chroot, namespace, overlay, slirp
+    from . import chroot, drawings, namespace, overlay, slirp
     from .container import Container, run
     from .detached import Detached
     from .diagnosis import doctor
@@ -85,6 +85,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "chroot": "",
     "doctor": "diagnosis",
+    "drawings": "",
     "namespace": "",
     "overlay": "",
     "run": "container",
@@ -115,6 +116,7 @@ __all__ = [
     "UnsupportedError",
     "chroot",
     "doctor",
+    "drawings",
     "namespace",
     "overlay",
     "run",
@@ -133,6 +135,20 @@ def __getattr__(name: str) -> object:
     value = getattr(module, name) if home else module
     globals()[name] = value
     return value
+
+
+def load_ipython_extension(ipython: object) -> None:
+    """``%load_ext r2d2``: the magics ``%%container``, ``%containers`` and ``%r2d2``."""
+    from .jupyter.magics import load
+
+    load(ipython)  # type: ignore[arg-type]
+
+
+def unload_ipython_extension(ipython: object) -> None:
+    """``%unload_ext r2d2``."""
+    from .jupyter.magics import unload
+
+    unload(ipython)  # type: ignore[arg-type]
 
 
 def __dir__() -> list[str]:
