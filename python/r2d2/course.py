@@ -56,7 +56,8 @@ def _network() -> None:
 def _program(name: str, package: str) -> Callable[[], None]:
     def look() -> None:
         if shutil.which(name) is None:
-            raise unsupported_error(errno.ENOENT, f"there is no {name} on this machine").with_hint(f"install {package}")
+            error = unsupported_error(errno.ENOENT, f"there is no {name} on this machine")
+            raise error.with_hint(f"install {package}")
 
     return look
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import SpecError, unsupported_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 __all__ = ["LANGUAGES", "Lesson", "Outcome", "check", "copy", "execute", "lessons", "reset"]
 
@@ -182,9 +182,9 @@ def reset(
         kept = None
         if path.exists():
             number = 1
-            while (kept := path.with_suffix(f".{number}.ipynb")).exists():
+            while (old := path.with_suffix(f".{number}.ipynb")).exists():
                 number += 1
-            path.rename(kept)
+            kept = path.rename(old)
         path.write_text(_text(lesson, solutions=solutions), encoding="utf-8")
         result.append((path, kept))
     return result
@@ -204,23 +204,38 @@ def _clients() -> Any:
     return nbclient, nbformat
 
 
-def execute(notebook: Any, directory: str | os.PathLike[str], *, then: Any = None) -> Execution:
+def execute(
+    notebook: Any,
+    directory: str | os.PathLike[str],
+    *,
+    then: Callable[[Any, Execution], Awaitable[None]] | None = None,
+) -> Execution:
     """Runs every code cell of a notebook in a kernel of its own; an error does not stop it.
+
+    Not for a thread whose event loop runs, such as a notebook's own.
 
     Args:
         notebook: of nbformat 4; the outputs go into it.
         directory: the kernel's working directory.
-        then: called with the client and the execution while the kernel still runs.
+        then: called with nbclient's client and the execution while the kernel still runs.
 
     Raises:
         UnsupportedError: nbclient, nbformat or ipykernel is not installed.
     """
+    import asyncio
+
+    return asyncio.run(_execute(notebook, directory, then))
+
+
+async def _execute(notebook: Any, directory: str | os.PathLike[str], then: Any) -> Execution:
     import tempfile
 
     nbclient, _ = _clients()
     execution = Execution(notebook)
-    with tempfile.TemporaryDirectory(prefix="r2d2-kernel-") as sockets:
-        # Unix sockets that nobody else may open, instead of ports of the machine.
+    # Unix sockets that nobody else may open, instead of ports of the machine; a path has 107 bytes (unix(7)).
+    usual = tempfile.gettempdir()
+    place = usual if len(usual) < 60 else "/tmp"  # noqa: S108 - a directory of ours is made in it
+    with tempfile.TemporaryDirectory(prefix="r2d2-kernel-", dir=place) as sockets:
         client = nbclient.NotebookClient(
             notebook,
             kernel_name="python3",
@@ -231,25 +246,25 @@ def execute(notebook: Any, directory: str | os.PathLike[str], *, then: Any = Non
         manager = client.create_kernel_manager()
         manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
         manager.connection_file = f"{sockets}/kernel.json"
-        with client.setup_kernel():
-            for index, cell in enumerate(notebook.cells):
-                if cell.cell_type == "code" and (reason := run_cell(client, cell, index)) is not None:
+        async with client.async_setup_kernel():
+            for index, cell in enumerate(list(notebook.cells)):
+                if cell.cell_type == "code" and (reason := await run_cell(client, cell, index)) is not None:
                     execution.errors[cell.id] = reason
             if then is not None:
-                then(client, execution)
+                await then(client, execution)
     return execution
 
 
-def run_cell(client: Any, cell: Any, index: int) -> str | None:
+async def run_cell(client: Any, cell: Any, index: int) -> str | None:
     """Runs one cell: None, or the last line of what went wrong."""
     nbclient, _ = _clients()
     try:
-        client.execute_cell(cell, index)
+        await client.async_execute_cell(cell, index)
     except nbclient.exceptions.CellExecutionError as error:
         said = _ANSI.sub("", f"{error.ename}: {error.evalue}").strip()
-        return said.splitlines()[0] if said else "an error without a word"
+        return said.splitlines()[0]
     except nbclient.exceptions.CellTimeoutError:
-        client.km.interrupt_kernel()
+        await client.km.interrupt_kernel()
         return f"it took longer than {PATIENCE} s"
     except nbclient.exceptions.DeadKernelError:
         return "the kernel died"
@@ -306,7 +321,7 @@ def check(path: str | os.PathLike[str]) -> list[Outcome]:
     text = Path(path).read_text(encoding="utf-8")
     try:
         theirs = nbformat.reads(text, as_version=4)
-    except Exception as error:
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
         raise SpecError(f"{os.fspath(path)}: no notebook: {error}") from None
     ours = nbformat.reads(lesson.path.read_text(encoding="utf-8"), as_version=4)
     checks = {role(cell)[0]: cell for cell in ours.cells if role(cell)[1] == "check"}
