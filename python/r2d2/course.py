@@ -28,9 +28,10 @@ _HOME: list[str] = []  # where the kernel started, and the directory that begin(
 
 
 def _containers() -> None:
-    from .container import run
+    from .container import Container
 
-    run(["true"], check=True)
+    with Container("host"):
+        pass
 
 
 def _proc() -> None:
