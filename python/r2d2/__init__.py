@@ -137,5 +137,19 @@ def __getattr__(name: str) -> object:
     return value
 
 
+def load_ipython_extension(ipython: object) -> None:
+    """``%load_ext r2d2``: the magics ``%%container``, ``%containers`` and ``%r2d2``."""
+    from .jupyter.magics import load
+
+    load(ipython)  # type: ignore[arg-type]
+
+
+def unload_ipython_extension(ipython: object) -> None:
+    """``%unload_ext r2d2``."""
+    from .jupyter.magics import unload
+
+    unload(ipython)  # type: ignore[arg-type]
+
+
 def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))

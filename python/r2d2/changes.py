@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import SpecError
 from .files import there
-from .overlay import Change, FileInfo, change_of, diff as overlay_diff
+from .overlay import Change, Changes, FileInfo, change_of, diff as overlay_diff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,7 +36,7 @@ _TYPES: dict[int, FileType] = {
 _Part = tuple[str, str, str, list[str], list[str], bytes]
 
 
-def diff(container: Container) -> list[Change]:
+def diff(container: Container) -> Changes:
     """``Container.diff``."""
     if container.image.kind == "directory":
         raise SpecError(
@@ -61,7 +61,7 @@ def diff(container: Container) -> list[Change]:
         changes += _plain(container._files(), parts)
     changes = _with_ours(container._files(), parts, changes)
     kept = [change for change in changes if not _mount_point(change, ours)]
-    return sorted(kept, key=lambda change: os.fsencode(change.path))
+    return Changes(sorted(kept, key=lambda change: os.fsencode(change.path)))
 
 
 def _of_overlay(

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from .call import Caller
     from .explain import Explanation
     from .files import ContainerPath
+    from .namespace import Namespaces
     from .network import Publish
-    from .overlay import Change
+    from .overlay import Changes
     from .slirp import Network, Port, Slirp
     from .users import Identity
 
@@ -277,6 +278,13 @@ class Container:
         state = "new" if self._handle is None else "running" if self.running else "ended"
         return f"<r2d2.Container {self.name} {self.image.name} {state}>"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter."""
+        from .jupyter.reprs import bundle
+
+        del include, exclude
+        return bundle("container", self)
+
     def _running(self) -> _core.Handle:
         if self._handle is None:
             raise ContainerClosed(f"container {self.name} was not started").with_hint(
@@ -483,7 +491,7 @@ class Container:
 
         return copy_out(self, source, target, follow_symlinks=follow_symlinks)
 
-    def diff(self) -> list[Change]:
+    def diff(self) -> Changes:
         """What the container changed in its root directory, sorted by path; see ``r2d2.overlay.diff``.
 
         What r2d2 put there itself (mount points, /etc/hosts) is no change; what is mounted is not looked
@@ -526,7 +534,7 @@ class Container:
         return self._running().fileno()
 
     @property
-    def namespaces(self) -> dict[str, int]:
+    def namespaces(self) -> Namespaces:
         """Its namespaces: the inode of each link of ``/proc/PID/ns``."""
         from . import namespace
 

@@ -64,6 +64,13 @@ class Detached:
     def __repr__(self) -> str:
         return f"<r2d2.Detached {self.name} {self.status}>"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter."""
+        from .jupyter.reprs import bundle
+
+        del include, exclude
+        return bundle("detached", self)
+
     def __del__(self) -> None:
         exit_file = getattr(self, "_exit", None)
         if exit_file is not None:

@@ -101,19 +101,15 @@ class Report:
         checks = [check._asdict() for check in self.checks]
         return json.dumps({"verdict": self.verdict, "exit_code": self.exit_code, "checks": checks}, indent=2)
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter; a terminal shows the table."""
+        del include, exclude
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
-        colors = {OK: "#1a7f37", DEGRADED: "#9a6700", FAILED: "#cf222e"}
-        rows = [
-            f'<tr><td style="color:{colors[check.status]}">{check.status}</td>'
-            f"<td>{escape(check.name)}{'' if check.required else ' (optional)'}</td>"
-            f"<td>{escape(check.needed_for)}</td>"
-            f"<td>{escape(check.fact)}</td><td>{escape(check.hint or '')}</td></tr>"
-            for check in self.checks
-        ]
-        head = "".join(f"<th>{title}</th>" for title in ("", "what", "for", "seen", "hint"))
-        return f"<p><b>{escape(self.verdict)}</b></p><table><tr>{head}</tr>{''.join(rows)}</table>"
+    def _repr_html_(self) -> str:
+        from .jupyter.reprs import report
+
+        return report(self)
 
 
 def doctor() -> Report:

@@ -44,6 +44,12 @@ class R2d2Error(Exception):
     hint: str | None = None
     syscall: str | None = None
 
+    def _render_traceback_(self) -> list[str]:
+        """For IPython: the caller's own lines, the error, the hint; all of it with ``R2D2_DEBUG``."""
+        from .jupyter.reprs import traceback
+
+        return traceback(self)
+
     def with_hint(self, hint: str | None) -> R2d2Error:
         """Attaches advice; returns the exception itself."""
         if hint and self.hint is None:

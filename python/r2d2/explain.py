@@ -135,6 +135,11 @@ class Explanation:
             lines += _wrap(f"note: {_shown(note)}", _WIDTH)
         return "\n".join(lines)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter; a terminal shows the table."""
+        del include, exclude
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
+
     def _repr_html_(self) -> str:
         """A table for Jupyter: no script, no colours of its own."""
         from html import escape
@@ -142,7 +147,7 @@ class Explanation:
         timed = self.total is not None
         line = "border:0;border-bottom:1px solid color-mix(in srgb, currentColor 20%, transparent)"
         cell = f"{line};text-align:left;vertical-align:top;padding:2px 8px;background:none;color:inherit"
-        code = "white-space:pre-wrap;background:none;color:inherit"
+        code = "white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit"
         names = ["#", "who", "step", "system calls", "by hand", *(["took"] if timed else []), "why"]
         rows = []
         for step in self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError, ImageNotFound, SpecError
 
@@ -64,6 +64,13 @@ class Image:
 
     def __repr__(self) -> str:
         return f"<r2d2.Image {self.name}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter."""
+        from .jupyter.reprs import bundle
+
+        del include, exclude
+        return bundle("image", self)
 
     @classmethod
     def host(cls) -> Image:

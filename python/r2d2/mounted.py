@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeAlias
 
     from .explain import Explanation
-    from .overlay import Change
+    from .overlay import Changes
 
     AnyPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -164,11 +164,11 @@ class Overlay:
         """The pid of the process that holds the mount."""
         return self._running().pid
 
-    def diff(self) -> list[Change]:
+    def diff(self) -> Changes:
         """What the upper layer changed (:func:`r2d2.overlay.diff`); also before the mount and after it."""
-        from .overlay import diff
+        from .overlay import Changes, diff
 
-        return [] if self._upper is None else diff(self._upper, self._lower)
+        return Changes() if self._upper is None else diff(self._upper, self._lower)
 
     # Life
 
@@ -232,6 +232,13 @@ class Overlay:
         state = "new" if self._handle is None else "mounted" if self.mounted else "unmounted"
         upper = "read-only" if self._upper is None else repr(os.fsdecode(self._upper))
         return f"<r2d2.Overlay {upper} over {len(self._lower)} lower, {state}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter."""
+        from .jupyter.reprs import bundle
+
+        del include, exclude
+        return bundle("overlay", self)
 
     def _running(self) -> _core.Handle:
         if self._handle is None:

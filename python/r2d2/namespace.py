@@ -19,7 +19,7 @@ from .spec import StrPath, id_map
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["KINDS", "enter", "inspect", "popen", "unshare"]
+__all__ = ["KINDS", "Namespaces", "enter", "inspect", "popen", "unshare"]
 
 #: Every kind, by unshare(1)'s names, and what it isolates.
 KINDS = {
@@ -34,7 +34,23 @@ KINDS = {
 }
 
 
-def inspect(pid: int | None = None) -> dict[str, int]:
+class Namespaces(dict[str, int]):
+    """The namespaces of a process: link name to inode number. Jupyter shows which are the caller's own."""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter."""
+        from .jupyter.reprs import bundle
+
+        del include, exclude
+        return bundle("namespaces", self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For IPython in a terminal."""
+        del cycle
+        printer.text(self._repr_mimebundle_()["text/plain"])
+
+
+def inspect(pid: int | None = None) -> Namespaces:
     """The namespaces of a process, as ``ls -l /proc/PID/ns`` lists them: link name to inode number.
 
     Two processes in the same namespace show the same inode (namespaces(7)).
@@ -46,7 +62,7 @@ def inspect(pid: int | None = None) -> dict[str, int]:
         SetupNotFoundError: there is no such process.
         SetupPermissionError: it belongs to somebody else.
     """
-    return {name: inode for name, _, inode in _core.inspect(pid)}
+    return Namespaces((name, inode) for name, _, inode in _core.inspect(pid))
 
 
 class _Direct:

@@ -27,7 +27,7 @@ from .mounted import Overlay
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Change", "FileInfo", "Overlay", "diff"]
+__all__ = ["Change", "Changes", "FileInfo", "Overlay", "diff"]
 
 Layer: TypeAlias = str | bytes | os.PathLike[str] | int
 FileType: TypeAlias = Literal["file", "dir", "symlink", "char", "block", "fifo", "socket"]
@@ -85,6 +85,22 @@ class Change:
         return f"{letter} {origin}/{self.path}"
 
 
+class Changes(list[Change]):
+    """A list of changes, sorted by path. Jupyter shows it as a table."""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter."""
+        from .jupyter.reprs import bundle
+
+        del include, exclude
+        return bundle("changes", self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For IPython in a terminal."""
+        del cycle
+        printer.text(self._repr_mimebundle_()["text/plain"])
+
+
 def diff(
     upper: Layer,
     lowers: Sequence[Layer],
@@ -92,7 +108,7 @@ def diff(
     prefix: str | os.PathLike[str] = "",
     marks: Literal["either", "trusted", "user"] = "either",
     precreated: Iterable[str | os.PathLike[str]] = (),
-) -> list[Change]:
+) -> Changes:
     """What the upper layer changed, sorted by path.
 
     Files of the same size are compared by their bytes: a copy that changed nothing is no change.
@@ -127,7 +143,7 @@ def diff(
             marks,
             [os.fspath(path) for path in precreated],
         )
-    return [change_of(fields) for fields in found]
+    return Changes(change_of(fields) for fields in found)
 
 
 def change_of(fields: tuple[Any, ...]) -> Change:

@@ -50,6 +50,13 @@ class CompletedProcess(subprocess.CompletedProcess[Any]):
         if self.returncode:
             raise command_error(self.returncode, self.args, self.stdout, self.stderr)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For Jupyter."""
+        from .jupyter.reprs import bundle
+
+        del include, exclude
+        return bundle("completed", self)
+
 
 def arguments(args: Any) -> list[bytes]:
     """The argument list as bytes; refuses a bare string, with the reason."""

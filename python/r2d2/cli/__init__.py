@@ -9,6 +9,7 @@
 | ``views`` | ``diff``, ``explain``, ``doctor`` |
 | ``primitives`` | ``unshare``, ``overlay``, ``rootfs`` |
 | ``network`` | ``slirp`` |
+| ``kernel`` | ``kernel`` |
 | ``demo`` | ``demo`` |
 | ``course`` | ``course`` |
 | ``completion`` | ``completion`` |

@@ -109,10 +109,13 @@ def _stack(target: Any) -> _Stack:
 def _columns(stack: _Stack) -> list[_Column]:
     """Some changes, of each kind first, and what they leave alone beside them."""
     chosen: list[Change] = []
+    files = [change for change in stack.changes if "dir" not in _types(change)]
     for kind in ("added", "modified", "deleted", "renamed", "metadata"):
-        chosen += [change for change in stack.changes if change.kind == kind][:1]
+        chosen += [change for change in [*files, *stack.changes] if change.kind == kind][:1]
     most = _MOST - 1
-    chosen += [change for change in stack.changes if change not in chosen][: max(0, most - len(chosen))]
+    for change in [*files, *stack.changes]:
+        if change not in chosen and len(chosen) < most:
+            chosen.append(change)
     chosen = sorted(chosen[:most], key=lambda change: os.fsencode(change.path))
     columns = []
     for change in chosen:
@@ -120,12 +123,24 @@ def _columns(stack: _Stack) -> list[_Column]:
         below = None if change.kind == "added" else _level(stack, at)
         if change.kind in {"modified", "metadata"} and below is None:
             below = 0  # a file of r2d2's own in the lower layer, such as /etc/hosts
-        note = f"was {change.renamed_from}" if change.renamed_from else "opaque" if change.opaque else ""
-        columns.append(_Column(change.path, change.kind, below, note))
+        note = (
+            f"was {change.renamed_from}"
+            if change.renamed_from
+            else "hides all below"
+            if change.opaque
+            else ""
+        )
+        kind = "opaque" if change.opaque else change.kind
+        columns.append(_Column(change.path, kind, below, note))
     columns += [
         _Column(path, "same", _level(stack, path), "") for path in _untouched(stack)[: _MOST - len(columns)]
     ]
     return columns
+
+
+def _types(change: Change) -> set[str]:
+    """What it was and is: ``dir``, ``file`` and so on."""
+    return {info.type for info in (change.before, change.after) if info is not None}
 
 
 def _level(stack: _Stack, path: str) -> int | None:
@@ -191,12 +206,13 @@ def _column(
                 "modified": "new content",
                 "metadata": "metadata",
                 "renamed": "renamed",
+                "opaque": "replaced",
             }
             _file(canvas, x, y, words.get(column.kind, column.kind), color=ORANGE, note=column.note)
             canvas.line(middle, tops[0] + 52, middle, y + 22, faint=True, dashed=True)
         if level is not None and column.kind in {"modified", "metadata", "renamed"}:
             canvas.arrow(
-                middle, tops[first + level] + 20, middle, y + (66 if column.note else 56), color=ORANGE
+                middle, tops[first + level] + 20, middle, y + (72 if column.note else 56), color=ORANGE
             )
             canvas.text(middle + 7, y + _SLIDE + 16, "copy-up", size=11, faint=True, room=60)
     y = tops[0]
@@ -205,7 +221,8 @@ def _column(
         canvas.text(middle, y + 41, "gone", size=11.5, anchor="middle", faint=True)
     else:
         color = ORANGE if changed else "currentColor"
-        _file(canvas, x, y, column.kind if changed else "as below", color=color)
+        words = {"same": "as below", "opaque": "replaced"}
+        _file(canvas, x, y, words.get(column.kind, column.kind), color=color)
 
 
 def _file(

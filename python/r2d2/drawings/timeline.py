@@ -52,7 +52,7 @@ def steps(target: Any) -> Drawing:
     said = f"{len(explanation)} steps" + (f" in {_time(total)}" if total is not None else ", none taken yet")
     canvas = Canvas(_WIDE, f"Start of {explanation.name}: {said}")
     chart = 600 if timed else _WIDE
-    room = chart - 72 - (16 if timed else 190)
+    room = chart - 72 - (16 if timed else 330)
     canvas.text(48, 20, f"{explanation.name}: {said}", bold=True, size=14, room=540)
     if timed:
         canvas.text(chart, 20, "0", size=11.5, faint=True)
@@ -68,7 +68,7 @@ def steps(target: Any) -> Drawing:
         canvas.rect(64, y + 8, 8, 8, color=color, fill=0.7, radius=4)
         canvas.text(80, y + 17, bar.title, size=12.5, room=room - 10, full=f"{bar.title}: {bar.why}")
         if not timed:
-            canvas.text(_WIDE, y + 17, bar.calls, size=11, mono=True, faint=True, anchor="end", room=200)
+            canvas.text(_WIDE, y + 17, bar.calls, size=11, mono=True, faint=True, anchor="end", room=330)
             continue
         took = bar.took or 0
         canvas.rect(
