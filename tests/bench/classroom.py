@@ -49,7 +49,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def memory(pid: int) -> int:
-    """PSS of a process in bytes; 0 of one that may not be looked into, as a container's PID 1 for its user."""
+    """PSS of a process in bytes; 0 of one that may not be looked into (a container's PID 1)."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
