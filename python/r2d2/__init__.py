@@ -34,7 +34,7 @@ if sys.platform != "linux":
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import chroot, drawings, namespace, overlay, slirp
+    from . import chroot, course, drawings, namespace, overlay, slirp
     from .container import Container, run
     from .detached import Detached
     from .diagnosis import doctor
@@ -84,6 +84,7 @@ _HOMES = {
     "SpecError": "errors",
     "UnsupportedError": "errors",
     "chroot": "",
+    "course": "",
     "doctor": "diagnosis",
     "drawings": "",
     "namespace": "",
@@ -115,6 +116,7 @@ __all__ = [
     "SpecError",
     "UnsupportedError",
     "chroot",
+    "course",
     "doctor",
     "drawings",
     "namespace",

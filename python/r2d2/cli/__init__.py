@@ -11,6 +11,7 @@
 | ``network`` | ``slirp`` |
 | ``kernel`` | ``kernel`` |
 | ``demo`` | ``demo`` |
+| ``course`` | ``course`` |
 | ``completion`` | ``completion`` |
 
 Standard output is data, standard error is talk. The exit status is the command's own; 125 if r2d2 failed, 126

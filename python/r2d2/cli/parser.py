@@ -58,7 +58,17 @@ def build() -> Parser:
     """The whole tree."""
     import r2d2
 
-    from . import completion, containers, demo, foreground, kernel, network, primitives, views
+    from . import (
+        completion,
+        containers,
+        course,
+        demo,
+        foreground,
+        kernel,
+        network,
+        primitives,
+        views,
+    )
 
     parser = Parser(
         prog="r2d2",
@@ -72,6 +82,7 @@ def build() -> Parser:
     verbs = Verbs(
         parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
     )
-    for group in (demo, foreground, containers, views, primitives, network, kernel, completion):
+    groups = (demo, foreground, containers, views, primitives, network, kernel, course, completion)
+    for group in groups:
         group.add(verbs)
     return parser
