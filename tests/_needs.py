@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ REASONS = {
     "subuid": "needs newuidmap and a line in /etc/subuid",
     "memory": "needs 8 GB of free memory",
     "slirp4netns": "needs slirp4netns",
+    "asyncio": "needs pytest-asyncio",
+    "testinfra": "needs pytest-testinfra",
+    "testcontainers": "needs testcontainers",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -107,6 +111,9 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "subuid": _subuid,
     "memory": _memory,
     "slirp4netns": lambda: _there("slirp4netns"),
+    "asyncio": lambda: find_spec("pytest_asyncio") is not None,
+    "testinfra": lambda: find_spec("testinfra") is not None,
+    "testcontainers": lambda: find_spec("testcontainers") is not None,
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 
