@@ -1,13 +1,14 @@
 """Tests of infrastructure: containers as pytest fixtures, and the patience that servers ask for.
 
 The plugin (``r2d2.testing.plugin``) is there wherever r2d2 and pytest are installed. ``wait_for_port`` and
-its relatives wait for what a container does.
+its relatives wait for what a container does; ``r2d2.testing.services`` starts servers that this machine has.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .services import Nginx, PostgreSQL, Redis
     from .waiting import (
         WaitTimeout,
         all_of,
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Nginx",
+    "PostgreSQL",
+    "Redis",
     "WaitTimeout",
     "all_of",
     "any_of",
@@ -39,6 +43,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'r2d2.testing' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module("r2d2.testing.waiting"), name)
+    home = "services" if name in {"Nginx", "PostgreSQL", "Redis"} else "waiting"
+    value = getattr(import_module(f"r2d2.testing.{home}"), name)
     globals()[name] = value
     return value

@@ -46,7 +46,7 @@ class Builder:
         import fcntl
 
         image = image_of(base)
-        every = [image.__reduce__()[1], _source(provision), sorted(keywords.items()), *inputs]
+        every = [image.__reduce__()[1], source(provision), sorted(keywords.items()), *inputs]
         key = snapshot.key_of(every)
         path = self._directory / key
         with open(path.with_suffix(".lock"), "w") as lock:
@@ -92,7 +92,8 @@ def _failure(key: str, text: str) -> ImageError:
     return error
 
 
-def _source(function: Any) -> str:
+def source(function: Any) -> str:
+    """What a function does, for a key."""
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):

@@ -13,14 +13,14 @@ A port is tried from inside the container's network, whatever that is and whethe
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from r2d2.errors import ContainerClosed, R2d2Error, SpecError
+
+from .seen import all_listening, ask_inside, content, listening
+from .target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +44,6 @@ __all__ = [
 #: Lines of output that an error carries.
 TAIL = 30
 _INTERVAL = 0.02
-_LISTEN = "0A"
 
 
 class WaitTimeout(R2d2Error, TimeoutError):
@@ -89,7 +88,7 @@ def _noted(error: R2d2Error, seen: str, log: Any) -> R2d2Error:
     if seen:
         error.add_note(f"last seen: {seen}")
     if log is not None:
-        error.add_note(f"the log's end:\n{_tail(_content(log))}")
+        error.add_note(f"the log's end:\n{_tail(content(log))}")
     return error
 
 
@@ -121,11 +120,11 @@ def wait_for_port(
     """
 
     def attempt(left: float) -> tuple[bool, str]:
-        listening = _listening(container, port)
-        if not listening:
-            return False, f"nothing listens on port {port}; listening: {_all_listening(container)}"
-        address = host or ("::1" if listening == {"tcp6only"} else "127.0.0.1")
-        answer = _inside(container, {"do": "connect", "host": address, "port": port}, min(left, 2.0))
+        families = listening(container, port)
+        if not families:
+            return False, f"nothing listens on port {port}; listening: {all_listening(container)}"
+        address = host or ("::1" if families == {"tcp6only"} else "127.0.0.1")
+        answer = ask_inside(container, {"do": "connect", "host": address, "port": port}, min(left, 2.0))
         return answer["ok"], answer["seen"]
 
     _wait(f"port {port} of {container.name}", attempt, timeout, process=process, log=log)
@@ -170,9 +169,9 @@ def wait_for_http(
     }  # fmt: skip
 
     def attempt(left: float) -> tuple[bool, str]:
-        if not _listening(container, port):
-            return False, f"nothing listens on port {port}; listening: {_all_listening(container)}"
-        answer = _inside(container, request, min(max(left, 1.0), 5.0))
+        if not listening(container, port):
+            return False, f"nothing listens on port {port}; listening: {all_listening(container)}"
+        answer = ask_inside(container, request, min(max(left, 1.0), 5.0))
         if not answer["ok"]:
             return False, answer["seen"]
         seen = f"status {answer['status']}: {answer['body'][:200]!r}"
@@ -205,7 +204,7 @@ def wait_for_log(
 
     def attempt(left: float) -> tuple[bool, str]:
         del left
-        matches = (compiled.search(line) for line in _content(log).splitlines())
+        matches = (compiled.search(line) for line in content(log).splitlines())
         found[:] = [match for match in matches if match is not None]
         return len(found) >= times, f"{len(found)} of {times} lines that match"
 
@@ -347,170 +346,3 @@ def _combined(kind: str, waits: tuple[Callable[..., Any], ...], timeout: float) 
                 late.add_note("\n".join([str(each), *getattr(each, "__notes__", ())]))
             raise late
         time.sleep(_INTERVAL)
-
-
-# How it is seen
-
-
-def _content(log: Any) -> str:
-    """The text of a log so far."""
-    if hasattr(log, "log_text"):  # a service
-        log = log.log_text
-    if hasattr(log, "logs"):  # a detached container
-        data: Any = b"".join(log.logs())
-    elif callable(log):
-        data = log()
-    elif hasattr(log, "read_bytes"):
-        try:
-            data = log.read_bytes()
-        except FileNotFoundError:
-            return ""
-    elif isinstance(log, str | os.PathLike):
-        try:
-            with open(log, "rb") as file:
-                data = file.read()
-        except FileNotFoundError:
-            return ""
-    else:
-        raise SpecError(f"log={log!r}: a path, a Detached, a service, or a function").with_hint(
-            "give the program a file: popen(args, stdout=open(path, 'wb'), stderr=subprocess.STDOUT)"
-        )
-    return data.decode(errors="replace") if isinstance(data, bytes) else str(data)
-
-
-def _sockets(container: Container) -> list[tuple[str, int]]:
-    """The listening TCP sockets of a container's network: family and port (proc_pid_net(5))."""
-    found = []
-    pid = container.pid
-    if not container.running:
-        raise ContainerClosed(f"container {container.name} has ended")
-    for family in ("tcp", "tcp6"):
-        try:
-            with open(f"/proc/{pid}/net/{family}", encoding="ascii") as file:
-                lines = file.readlines()[1:]
-        except FileNotFoundError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTEN:
-                found.append((family, int(fields[1].rpartition(":")[2], 16)))
-    return found
-
-
-def _listening(container: Container, port: int) -> set[str]:
-    families = {family for family, each in _sockets(container) if each == port}
-    return {"tcp6only"} if families == {"tcp6"} and not _dual() else families
-
-
-def _dual() -> bool:
-    """Whether a socket of ::, too, takes connections of version 4, unless it says otherwise (ipv6(7))."""
-    try:
-        with open("/proc/sys/net/ipv6/bindv6only", encoding="ascii") as file:
-            return file.read().strip() == "0"
-    except OSError:
-        return True
-
-
-def _all_listening(container: Container) -> str:
-    return ", ".join(str(port) for port in sorted({port for _, port in _sockets(container)})) or "no port"
-
-
-_SCRIPT = """
-import json, socket, sys
-ask = json.loads(sys.argv[1])
-timeout = max(ask["timeout"], 0.2)
-try:
-    if ask["do"] == "connect":
-        socket.create_connection((ask["host"], ask["port"]), timeout).close()
-        answer = {"ok": True, "seen": "connected"}
-    else:
-        import http.client
-        peer = http.client.HTTPConnection(ask["host"], ask["port"], timeout=timeout)
-        peer.request(ask["method"], ask["path"], headers=ask["headers"])
-        got = peer.getresponse()
-        body = got.read(65536).decode(errors="replace")
-        answer = {"ok": True, "seen": "", "status": got.status, "body": body}
-        peer.close()
-except Exception as error:
-    answer = {"ok": False, "seen": f"{type(error).__name__}: {error}"}
-print(json.dumps(answer))
-"""
-
-
-def _inside(container: Container, ask: dict[str, Any], timeout: float) -> Any:
-    """An interpreter of the host's, in the container's network namespace and nothing else of it."""
-    from r2d2 import namespace
-
-    args = [sys.executable, "-SEc", _SCRIPT, json.dumps({**ask, "timeout": timeout})]
-    kinds = [kind for kind in ("user", "net") if kind in container.spec.namespaces]
-    if "net" not in kinds:
-        import subprocess
-
-        return json.loads(subprocess.run(args, capture_output=True, check=True).stdout)
-    done = namespace.enter(container.pid, args, kinds=kinds, capture_output=True, check=True)
-    return json.loads(done.stdout)
-
-
-class Target:
-    """A container as testcontainers' wait strategies see one (``WaitStrategyTarget``).
-
-    Strategies connect from the host, so they need published ports: ``ports={8080: 80}``.
-
-    Args:
-        container: the container, or a service of ``r2d2.testing.services``.
-        log: what ``get_logs`` returns: as :func:`wait_for_log`.
-    """
-
-    def __init__(self, container: Any, log: Any = None) -> None:
-        inner = getattr(container, "container", container)
-        self._container: Container = inner
-        self._log = container if log is None and hasattr(container, "log_text") else log
-
-    def get_container_host_ip(self) -> str:
-        """The address of published ports."""
-        ports = self._container.ports
-        return ports[0].host if ports and ports[0].host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
-
-    def get_exposed_port(self, port: int) -> int:
-        """The host's port that leads to a port inside.
-
-        Raises:
-            SpecError: it is not published.
-        """
-        for each in self._container.ports:
-            if each.guest_port == port and each.protocol == "tcp":
-                return each.host_port
-        if self._container.spec.network == "host":
-            return port
-        raise SpecError(f"port {port} of {self._container.name} is not published").with_hint(
-            f"Container(network='slirp', ports={{0: {port}}}), or wait_for_port, which needs none"
-        )
-
-    def get_wrapped_container(self) -> Target:
-        """Itself: there is no other object behind it."""
-        return self
-
-    def get_logs(self) -> tuple[bytes, bytes]:
-        """Standard output and error, as one."""
-        return (b"" if self._log is None else _content(self._log).encode()), b""
-
-    def reload(self) -> None:
-        """Nothing to do: it is asked anew each time."""
-
-    @property
-    def status(self) -> str:
-        """``running`` or ``exited``."""
-        return "running" if self._container.running else "exited"
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """Docker's ``inspect``, as far as strategies read it."""
-        return {"State": {"Status": self.status, "Running": self.status == "running"}}
-
-    def exec(self, command: str | list[str]) -> tuple[int, bytes]:
-        """Exit status and output of a program in the container."""
-        import shlex
-
-        args = shlex.split(command) if isinstance(command, str) else command
-        done = self._container.run(args, capture_output=True)
-        return done.returncode, done.stdout + done.stderr
