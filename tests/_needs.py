@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,12 @@ REASONS = {
     "subuid": "needs newuidmap and a line in /etc/subuid",
     "memory": "needs 8 GB of free memory",
     "slirp4netns": "needs slirp4netns",
+    "redis": "needs redis-server and the Python package redis",
+    "postgresql": "needs PostgreSQL, unshare(1) and the Python package pg8000",
+    "nginx": "needs nginx",
+    "asyncio": "needs pytest-asyncio",
+    "testinfra": "needs pytest-testinfra",
+    "testcontainers": "needs testcontainers",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -91,6 +98,11 @@ def _memory() -> bool:
     return any(line.startswith("MemAvailable:") and int(line.split()[1]) > 8 << 20 for line in lines)
 
 
+def _postgresql() -> bool:
+    there = any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return there and _there("unshare") and find_spec("pg8000") is not None
+
+
 _PROBES: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "user": lambda: os.geteuid() != 0,
@@ -107,6 +119,12 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "subuid": _subuid,
     "memory": _memory,
     "slirp4netns": lambda: _there("slirp4netns"),
+    "redis": lambda: _there("redis-server") and find_spec("redis") is not None,
+    "postgresql": _postgresql,
+    "nginx": lambda: os.path.exists("/usr/sbin/nginx"),
+    "asyncio": lambda: find_spec("pytest_asyncio") is not None,
+    "testinfra": lambda: find_spec("testinfra") is not None,
+    "testcontainers": lambda: find_spec("testcontainers") is not None,
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .image import Image
+    from .pool import Pool
     from .process import CompletedProcess, Process
     from .slirp import Slirp
     from .spec import Limits, Mount
@@ -75,6 +76,7 @@ _HOMES = {
     "Limits": "spec",
     "Mount": "spec",
     "NetworkError": "errors",
+    "Pool": "pool",
     "Process": "process",
     "R2d2Error": "errors",
     "SetupError": "errors",
@@ -107,6 +109,7 @@ __all__ = [
     "Limits",
     "Mount",
     "NetworkError",
+    "Pool",
     "Process",
     "R2d2Error",
     "SetupError",

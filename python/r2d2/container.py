@@ -505,6 +505,29 @@ class Container:
 
         return diff(self)
 
+    def snapshot(self, *, name: str | None = None, pause: bool = True) -> Image:
+        """Freezes what the container changed into an image; the container goes on.
+
+        Containers of the new image share the frozen files, read-only, below what they write themselves; a
+        snapshot of one of them adds another layer. It lives in the cache, under a name that its content
+        decides, until ``Image.remove``. See ``r2d2.snapshot`` for what is kept and what is not.
+
+        Args:
+            name: for people; by default the image's, and the beginning of the digest.
+            pause: let nothing in the container run meanwhile. What a program has not written yet is not in
+                the snapshot: stop a database first, or let it recover as after a crash.
+
+        Raises:
+            SpecError: a writable directory is the root: there is no layer to freeze.
+            ContainerClosed: the container does not run.
+            ImageError: directories are nested deeper than 256 levels.
+            UnsupportedError: the cache is on a file system without extended attributes.
+            OSError: a file cannot be read, or the cache is full; nothing is left there.
+        """
+        from .snapshot import freeze
+
+        return freeze(self, name=name, pause=pause)
+
     def call(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         """Calls ``function(*args, **keywords)`` in a fresh Python in the container: its result.
 

@@ -549,9 +549,9 @@ def _root(container: Container) -> tuple[_core.Root, Container | None]:
         pass
     image = container.image
     if not container.spec.mounts:
-        if image.kind == "host":
+        if image.kind == "host" and not image.layers:
             return _core.Root(b"/"), None
-        if len(image.layers) == 1:
+        if image.kind != "host" and len(image.layers) == 1:
             return _core.Root(os.fsencode(image.layers[0])), None
     from .container import Container as Another
 

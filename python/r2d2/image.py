@@ -18,11 +18,12 @@ class Image:
 
     Immutable, comparable, picklable; shared by any number of containers at once.
 
-    Use one of the constructors: :meth:`host`, :meth:`minimal`, :meth:`from_dir`, :meth:`scratch`.
+    Use one of the constructors: :meth:`host`, :meth:`minimal`, :meth:`from_dir`, :meth:`scratch`; or
+    ``Container.snapshot``.
 
     Attributes:
         kind: ``"host"``, ``"layers"``, ``"empty"`` or ``"directory"``.
-        layers: its directories on the host, top first.
+        layers: its directories on the host, top first; of a ``"host"`` image, the snapshots above it.
         name: for people.
         env: variables that programs of this image expect.
     """
@@ -71,6 +72,18 @@ class Image:
 
         del include, exclude
         return bundle("image", self)
+
+    def remove(self) -> None:
+        """Removes a snapshot's own layer from the cache; those below it stay. Fine if it is gone already.
+
+        The caller sees to it that no container of it, or of a snapshot made from it, runs or will run.
+
+        Raises:
+            SpecError: it is no snapshot of this cache (``R2D2_CACHE``).
+        """
+        from .snapshot import remove
+
+        remove(self)
 
     @classmethod
     def host(cls) -> Image:

@@ -119,7 +119,7 @@ impl Spec {
         let root = match root {
             "shared" => Root::Shared,
             "layers" => Root::Layers(layers),
-            "host" => Root::Host,
+            "host" => Root::Host(layers),
             "empty" => Root::Empty,
             "directory" => Root::Directory(layers.into_iter().next().unwrap_or_default()),
             "chroot" => Root::Chroot(layers.into_iter().next().unwrap_or_default()),

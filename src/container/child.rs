@@ -236,6 +236,10 @@ impl Child<'_> {
             }
             Op::Directory { at, mode } => self
                 .make(at, |child, dir, name| child.call(nr::MKDIRAT, [dir, name, *mode as usize]).map(drop)),
+            Op::Owner { at, uid, gid } => self.make(at, |child, dir, name| {
+                let ids = [*uid as usize, *gid as usize];
+                child.call(nr::FCHOWNAT, [dir, name, ids[0], ids[1], AT_SYMLINK_NOFOLLOW]).map(drop)
+            }),
             Op::Symlink { at, target } => self
                 .make(at, |child, dir, name| child.call(nr::SYMLINKAT, [text(target), dir, name]).map(drop)),
             Op::File { at, mode, text: content } => self.make(at, |child, dir, name| {
@@ -683,6 +687,7 @@ pub(super) fn syscall_name(number: u32) -> &'static str {
         nr::UNSHARE => "unshare",
         nr::MOUNT_SETATTR => "mount_setattr",
         nr::MKDIRAT => "mkdirat",
+        nr::FCHOWNAT => "fchownat",
         nr::SYMLINKAT => "symlinkat",
         nr::OPENAT => "openat",
         nr::OPENAT2 => "openat2",

@@ -15,6 +15,7 @@ impl Op {
             Self::File { text, .. } if text.is_empty() => "openat",
             Self::File { .. } => "openat, write",
             Self::Symlink { .. } => "symlinkat",
+            Self::Owner { .. } => "fchownat",
             Self::Mount { settings, .. } if settings.iter().any(|s| matches!(s, Setting::Directory(..))) => {
                 "fsopen, fsconfig, openat, fsmount, move_mount"
             }

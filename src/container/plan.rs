@@ -18,10 +18,12 @@
 //! | --- | --- |
 //! | `stage` | the stage and the order of what happens on it |
 //! | `image` | layers, or the machine's own tree |
+//! | `frozen` | snapshots above the machine's own tree |
 //! | `system` | /proc, /sys, /dev and their masks |
 //! | `mounts` | what was asked for beyond |
 //! | this one | namespaces before, identity and privileges after |
 
+mod frozen;
 mod image;
 mod mounts;
 mod stage;

@@ -82,6 +82,9 @@ impl Op {
                     words([&b"{"[..], &print(text), b">", at, b"&& chmod", mode.as_bytes(), at, b"; }"]);
                 vec![words([there, make])]
             }),
+            Self::Owner { at, uid, gid } => {
+                style.at(at, |at| vec![words([&b"chown -h"[..], format!("{uid}:{gid}").as_bytes(), at])])
+            }
             Self::Symlink { at, target } => {
                 style.at(at, |at| vec![words([&b"ln -s"[..], &quote(target.to_bytes()), at])])
             }

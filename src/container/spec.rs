@@ -13,8 +13,8 @@ pub enum Root {
     Shared,
     /// An overlay of read-only layers, top first.
     Layers(Vec<PathBuf>),
-    /// The machine's own tree as the lower layers of many overlays.
-    Host,
+    /// The machine's own tree as the lower layers of many overlays, below these snapshots of it, top first.
+    Host(Vec<PathBuf>),
     /// Nothing but an empty tmpfs.
     Empty,
     /// A directory, written to directly.

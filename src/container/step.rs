@@ -81,6 +81,15 @@ pub enum Op {
         /// Content.
         text: Vec<u8>,
     },
+    /// Give a file or directory to somebody.
+    Owner {
+        /// Which.
+        at: Place,
+        /// User id inside.
+        uid: u32,
+        /// Group id inside.
+        gid: u32,
+    },
     /// Make a symbolic link; one that exists is fine.
     Symlink {
         /// Where.
@@ -233,6 +242,7 @@ impl Op {
             Self::Private => "make all mounts private".into(),
             Self::Directory { at, .. } => format!("make directory {at}"),
             Self::File { at, .. } => format!("write {at}"),
+            Self::Owner { at, uid, gid } => format!("give {at} to {uid}:{gid}"),
             Self::Symlink { at, target } => format!("link {at} to {}", target.to_string_lossy()),
             Self::Mount { fstype, at, .. } => format!("mount {} on {at}", fstype.to_string_lossy()),
             Self::Bind { source, at, .. } if source == at => format!("bind {at} onto itself"),

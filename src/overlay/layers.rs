@@ -44,9 +44,11 @@ impl Marks {
     }
 
     /// Does `name` belong to the overlay itself? `trusted.overlay.overlay.x` is the attribute `trusted.overlay.x`
-    /// of the file, as an overlay in the container wrote it.
+    /// of the file, as an overlay in the container wrote it. `trusted.overlay.*` always does: a snapshot's layer carries
+    /// both kinds, and no copy-up by an overlay of the other kind takes it along.
     pub(super) fn owns(self, name: &CStr) -> bool {
-        self.strip(name).is_some_and(|what| !what.starts_with(b"overlay."))
+        let trusted = name.to_bytes().strip_prefix(b"trusted.overlay.");
+        self.strip(name).or(trusted).is_some_and(|what| !what.starts_with(b"overlay."))
     }
 
     fn strip(self, name: &CStr) -> Option<&[u8]> {

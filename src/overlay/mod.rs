@@ -13,10 +13,12 @@
 //! | `layers` | what a stack of lower layers shows under a name |
 //! | `compare` | do two files differ, and in what |
 //! | `diff` | what an upper layer changed |
+//! | `frozen` | what snapshots show above the host image |
 
 mod compare;
 pub mod diff;
 mod filesystems;
+pub mod frozen;
 mod layers;
 pub mod layout;
 mod mount_line;

@@ -45,6 +45,7 @@ pub mod nr {
     pub const KEYCTL: usize = 250;
     pub const OPENAT: usize = 257;
     pub const MKDIRAT: usize = 258;
+    pub const FCHOWNAT: usize = 260;
     pub const UNLINKAT: usize = 263;
     pub const RENAMEAT: usize = 264;
     pub const SYMLINKAT: usize = 266;

@@ -11,7 +11,7 @@ use crate::container::spec::Upper;
 use crate::container::step::{Op, Place, Setting};
 use crate::error::{Errno, Error, Result};
 use crate::namespace::Kind;
-use crate::overlay::{layout, options};
+use crate::overlay::{frozen::Frozen, layout, options};
 
 impl Builder<'_> {
     /// The settings of one overlay, for fsconfig(2).
@@ -72,8 +72,12 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The machine's own tree, one overlay for each directory that can be one (`overlay::layout`).
-    pub(super) fn host_root(&mut self) -> Result<()> {
+    /// The machine's own tree, one overlay for each directory that can be one (`overlay::layout`), below snapshots of it.
+    pub(super) fn host_root(&mut self, snapshots: &[PathBuf]) -> Result<()> {
+        for layer in snapshots {
+            check_directory(layer, "a layer of the image")?;
+        }
+        let frozen = Frozen::open(snapshots)?;
         let root = self.stage.join("root");
         let at = Place::Host(c(&root)?);
         let bind = Op::Bind { source: at.clone(), at, recursive: false, attributes: NODEV };
@@ -81,11 +85,15 @@ impl Builder<'_> {
         self.scaffold("root", false)?;
         let layout = layout::host(std::slice::from_ref(&self.stage), self.spec.namespaces.has(Kind::User))?;
         self.notes.extend(layout.notes.iter().map(|note| format!("{}: {}", note.path.display(), note.why)));
-        for part in layout.parts {
+        let mut covered = Vec::new();
+        for part in &layout.parts {
             let relative = part.path.strip_prefix("/").unwrap_or(&part.path).to_owned();
+            if !snapshots.is_empty() && self.frozen_part(&frozen, part, &layout.parts, &mut covered)? {
+                continue;
+            }
             let at = c(root.join(&relative))?;
             let why = "as on the host";
-            match part.kind {
+            match &part.kind {
                 layout::Kind::Dir => self.directory(at, part.mode, why),
                 layout::Kind::Symlink(target) => {
                     self.push(Op::Symlink { at: Place::Host(at), target: c(target)? }, why);
@@ -108,9 +116,12 @@ impl Builder<'_> {
                     self.push(op, "too large to copy");
                 }
                 layout::Kind::Overlay(precreate) => {
-                    self.host_part(&part.path, &relative, part.mode, &precreate)?;
+                    self.host_part(vec![part.path.clone()], &relative, part.mode, precreate, None)?;
                 }
             }
+        }
+        if !snapshots.is_empty() {
+            self.frozen_children(&frozen, Path::new(""), &layout.parts)?;
         }
         for (name, mode) in [("tmp", 0o1777), ("run", 0o755)] {
             let at = c(root.join(name))?;
@@ -121,10 +132,11 @@ impl Builder<'_> {
 
     pub(super) fn host_part(
         &mut self,
-        lower: &Path,
+        mut lowers: Vec<PathBuf>,
         relative: &Path,
         mode: u32,
         precreate: &[layout::Precreate],
+        owner: Option<(u32, u32)>,
     ) -> Result<()> {
         let flat: Vec<u8> =
             relative.as_os_str().as_bytes().iter().map(|b| if *b == b'/' { b'%' } else { *b }).collect();
@@ -136,7 +148,12 @@ impl Builder<'_> {
             let at = c(&parent)?;
             self.directory(at, 0o755, "the way to it");
         }
-        self.directory(c(&upper)?, mode, "what the container writes there");
+        let at = c(&upper)?;
+        self.directory(at.clone(), mode, "what the container writes there");
+        if let Some((uid, gid)) = owner {
+            let op = Op::Owner { at: Place::Host(at), uid, gid };
+            self.push_optional(op, "as in the snapshot: the upper layer's owner is what is seen");
+        }
         for directory in precreate {
             let at = c(upper.join(&directory.path))?;
             self.directory(at, directory.mode, "the host's belongs to an id that does not exist inside");
@@ -144,7 +161,6 @@ impl Builder<'_> {
         self.directory(c(&work)?, 0o755, "overlayfs needs one");
         let root = self.stage.join("root").join(relative);
         self.directory(c(&root)?, mode, "a mount point");
-        let mut lowers = vec![lower.to_owned()];
         if relative == Path::new("etc") && !self.spec.etc.is_empty() {
             let base = self.stage.join("base/etc");
             self.directory(c(&base)?, 0o755, "a layer of files that every container has of its own");

@@ -51,7 +51,7 @@ impl Builder<'_> {
         let root = self.stage.join("root");
         match &spec.root {
             Root::Layers(layers) => self.overlay_root(layers)?,
-            Root::Host => self.host_root()?,
+            Root::Host(layers) => self.host_root(layers)?,
             Root::Empty => {
                 let at = Place::Host(c(&root)?);
                 let op = Op::Bind { source: at.clone(), at, recursive: false, attributes: NODEV };
@@ -66,7 +66,7 @@ impl Builder<'_> {
             }
             Root::Shared | Root::Chroot(_) => {}
         }
-        if matches!(spec.root, Root::Layers(_) | Root::Host) {
+        if matches!(spec.root, Root::Layers(_) | Root::Host(_)) {
             let path = match (&spec.root, &spec.upper) {
                 (Root::Layers(_), Upper::Directory { upper, .. }) => upper.clone(),
                 _ => self.writable().join("upper"),
@@ -111,9 +111,9 @@ impl Builder<'_> {
     pub(super) fn choose_stage(&self) -> Result<PathBuf> {
         let spec = self.spec;
         let mut sources: Vec<PathBuf> = match &spec.root {
-            Root::Layers(layers) => layers.clone(),
+            Root::Layers(layers) | Root::Host(layers) => layers.clone(),
             Root::Directory(path) | Root::Chroot(path) => vec![path.clone()],
-            Root::Host | Root::Empty | Root::Shared => Vec::new(),
+            Root::Empty | Root::Shared => Vec::new(),
         };
         match &spec.upper {
             Upper::Directory { upper, work } => sources.extend([upper.clone(), work.clone()]),
@@ -138,7 +138,7 @@ impl Builder<'_> {
         // The host image has these three fresh, so covering them hides nothing of it.
         let fresh = ["/tmp", "/run", "/sys"];
         let other = ["/mnt", "/media", "/srv", "/opt", "/tmp", "/sys", "/home", "/var/tmp"];
-        let candidates = if spec.root == Root::Host { &fresh[..] } else { &other[..] };
+        let candidates = if matches!(spec.root, Root::Host(_)) { &fresh[..] } else { &other[..] };
         candidates
             .iter()
             .map(PathBuf::from)

@@ -1,0 +1,111 @@
+"""Images that tests provision: once for all workers of a run, told once if it fails (``r2d2_build``)."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+from r2d2 import snapshot
+from r2d2.errors import ImageError
+from r2d2.image import Image, image_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from r2d2.container import Container
+
+
+class Builder:
+    """The value of the fixture ``r2d2_build``."""
+
+    def __init__(self, directory: Path, *, keep: bool) -> None:
+        self._directory = directory
+        self._keep = keep
+
+    def __call__(
+        self,
+        base: Any,
+        provision: Callable[[Container], Any],
+        *inputs: object,
+        **keywords: Any,
+    ) -> Image:
+        """The image.
+
+        Args:
+            base: as ``Container``'s image.
+            provision: called with a running container of it.
+            inputs: what else decides the content: paths stand for what is in the file.
+            keywords: as ``Container``'s.
+
+        Raises:
+            ImageError: ``provision`` failed; the cause says how.
+        """
+        import fcntl
+
+        image = image_of(base)
+        every = [image.__reduce__()[1], source(provision), sorted(keywords.items()), *inputs]
+        key = snapshot.key_of(every)
+        path = self._directory / key
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                kind, layers, name, env = json.loads(path.read_text())
+                return Image(kind, layers, name, [tuple(pair) for pair in env])
+            failed = path.with_suffix(".failed")
+            if failed.exists():
+                raise _failure(key, f"failed before in this run: {failed.read_text()}")
+            try:
+                made = (
+                    snapshot.cached(["kept", key], lambda: self._build(image, provision, keywords))
+                    if self._keep
+                    else self._build(image, provision, keywords)
+                )
+            except Exception as error:
+                what = getattr(provision, "__qualname__", repr(provision))
+                text = f"{what}: {type(error).__name__}: {error}"
+                failed.write_text(text)
+                problem = _failure(key, text)
+                for name in ("stdout", "stderr"):
+                    output = getattr(error, name, None)
+                    if output:
+                        text = output.decode(errors="replace") if isinstance(output, bytes) else output
+                        problem.add_note(f"{name}: " + "\n".join(text.splitlines()[-40:]))
+                raise problem from error
+            path.write_text(json.dumps(made.__reduce__()[1]))
+            return made
+
+    @staticmethod
+    def _build(image: Image, provision: Callable[[Container], Any], keywords: dict[str, Any]) -> Image:
+        from r2d2.container import Container
+
+        with Container(image, **keywords) as container:
+            provision(container)
+            return container.snapshot()
+
+
+def _failure(key: str, text: str) -> ImageError:
+    error = ImageError(text)
+    error.r2d2_build = key  # type: ignore[attr-defined] # the plugin tells it once
+    return error
+
+
+def source(function: Any) -> str:
+    """What a function does, for a key."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return repr(getattr(function, "__qualname__", function))
+
+
+def clean(directory: Path, *, keep: bool) -> None:
+    """Removes the images that a run built, unless they are to be kept, and the notes about them."""
+    import shutil
+
+    for path in directory.iterdir():
+        if not path.suffix and not keep:
+            kind, layers, name, env = json.loads(path.read_text())
+            Image(kind, layers, name, [tuple(pair) for pair in env]).remove()
+    shutil.rmtree(directory, ignore_errors=True)

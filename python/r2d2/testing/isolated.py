@@ -1,0 +1,326 @@
+"""``@pytest.mark.isolated``: a test in mount, PID, network, UTS and IPC namespaces of its own.
+
+The test's set-up, call and tear-down run in a fork of the process, which has no other thread and so may make
+a user namespace, where it keeps its user id (with ``root=True``: is root). Real root makes none and keeps its
+rights. The test is no PID 1: a parent of its own reaps what it orphans, and when that ends the kernel kills
+everything that the test started (pid_namespaces(7)). ``lo`` is up; nothing else is there. /tmp and /dev/shm
+are empty but for what pytest needs of them (pytest's directories, the project, this interpreter).
+
+Reports, captured output, warnings, skip, xfail, subtests, ``pytest.exit`` and exceptions come back as data;
+assertions are rewritten as ever. Limits:
+
+- what the test changes in the memory of the process is gone with the fork: module variables, caches,
+  ``session`` fixtures that it is the first to use (they end with it, and the next test makes its own);
+- fixtures of a longer life that were there before are seen as they were. An ``r2d2.Container`` among them
+  refuses to be used, since it belongs to the process that started it, as does an event loop;
+- other threads do not exist in the fork, as after any fork(2) in a program with threads: what they held
+  locked stays locked;
+- coverage.py measures it with ``[run] patch = _exit`` and ``parallel = true``;
+- a debugger works where it uses the terminal (``--pdb``, ``breakpoint()`` with ``-s``), not over a port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import marshal
+import os
+import signal
+import struct
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from . import namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> bool:
+    """``pytest_runtest_protocol`` of such a test."""
+    options = _options(mark)
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    answer = _Answer()
+    call = pytest.CallInfo.from_call(
+        lambda: _fork(item, options, answer), when="call", reraise=(KeyboardInterrupt, pytest.exit.Exception)
+    )
+    if call.excinfo is None and answer.refused is not None:
+        reason = answer.refused
+        from .plugin import refuse
+
+        call = pytest.CallInfo.from_call(lambda: refuse(item.config, reason), when="setup")
+    elif call.excinfo is None and answer.exit is None and not answer.complete:
+        call = pytest.CallInfo.from_call(lambda: pytest.fail(answer.crash(), pytrace=False), when="call")
+    for warning in answer.warnings:
+        _replay(item, warning)
+    for report in answer.reports:
+        item.ihook.pytest_runtest_logreport(
+            report=item.config.hook.pytest_report_from_serializable(config=item.config, data=report)
+        )
+    if call.excinfo is not None:
+        _log(item, call)
+    from .plugin import warn_of_leaks
+
+    # Before the session's own fixtures: outside of any test's phase nobody would collect the warning.
+    if answer.left:
+        _log_leaks(item, lambda: warn_of_leaks(item, answer.left))
+    _tear_down(item, nextitem)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    if answer.exit is not None:
+        pytest.exit(answer.exit[0], answer.exit[1])
+    return True
+
+
+def _options(mark: pytest.Mark) -> dict[str, bool]:
+    options = {"root": False, "net": True, "tmp": True}
+    unknown = set(mark.kwargs) - set(options)
+    if mark.args or unknown:
+        raise pytest.UsageError("@pytest.mark.isolated takes root=, net= and tmp= (true or false)")
+    return {name: bool(mark.kwargs.get(name, default)) for name, default in options.items()}
+
+
+class _Answer:
+    """What came back from the fork."""
+
+    def __init__(self) -> None:
+        self.reports: list[dict[str, Any]] = []
+        self.warnings: list[dict[str, Any]] = []
+        self.left: list[str] = []
+        self.refused: str | None = None
+        self.exit: tuple[str, int | None] | None = None
+        self.complete = False
+        self.status: int | None = None
+
+    def take(self, kind: str, value: Any) -> None:
+        """One message."""
+        if kind == "report":
+            self.reports.append(value)
+        elif kind == "warning":
+            self.warnings.append(value)
+        elif kind == "left":
+            self.left = value
+        elif kind == "refused":
+            self.refused = value
+        elif kind == "exit":
+            self.exit = (value[0], value[1])
+        elif kind == "complete":
+            self.complete = True
+        elif kind == "status":
+            self.status = value
+
+    def crash(self) -> str:
+        """How the test's process ended, when it should not have."""
+        if self.status is None:
+            return "the isolated test's process vanished"
+        code = os.waitstatus_to_exitcode(self.status)
+        if code >= 0:
+            return f"the isolated test's process exited with status {code}"
+        return f"the isolated test's process was killed by {signal.Signals(-code).name}"
+
+
+def _log(item: pytest.Item, call: pytest.CallInfo[Any]) -> None:
+    report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    item.ihook.pytest_runtest_logreport(report=report)
+    if report.when == "setup" or report.failed:
+        # Reporters count a test when its tear-down was told.
+        done = pytest.CallInfo.from_call(lambda: None, when="teardown")
+        item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=done))
+
+
+def _log_leaks(item: pytest.Item, warn: Callable[[], None]) -> None:
+    """Told as the warning of a tear-down; as its error where warnings are errors."""
+    with warnings.catch_warnings(record=True) as told:
+        call = pytest.CallInfo.from_call(warn, when="teardown")
+    for each in told:
+        item.ihook.pytest_warning_recorded.call_historic(
+            kwargs={"warning_message": each, "when": "runtest", "nodeid": item.nodeid, "location": None}
+        )
+    if call.excinfo is not None:
+        item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=call))
+
+
+def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Fixtures of the parent that no later test needs; a failure of theirs is a report."""
+    call = pytest.CallInfo.from_call(
+        lambda: item.session._setupstate.teardown_exact(nextitem), when="teardown"
+    )
+    if call.excinfo is not None:
+        item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=call))
+
+
+def _replay(item: pytest.Item, told: dict[str, Any]) -> None:
+    module = sys.modules.get(told["module"])
+    category = getattr(module, told["category"], UserWarning)
+    if not (isinstance(category, type) and issubclass(category, Warning)):
+        category = UserWarning
+    message = warnings.WarningMessage(told["text"], category, told["file"], told["line"])
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={
+            "warning_message": message,
+            "when": told["when"],
+            "nodeid": told["nodeid"],
+            "location": None,
+        }
+    )
+
+
+# The fork
+
+
+def _fork(item: pytest.Item, options: dict[str, bool], answer: _Answer) -> None:
+    """Runs the protocol in a fork; returns when nothing of it is left, however it is left."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    kept = namespaces.kept(item) if options["tmp"] else []
+    parent = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: see above
+        pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _child(item, options, kept, writing, parent)
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb") as answers:
+            while len(head := answers.read(8)) == 8:
+                size = struct.unpack("=Q", head)[0]
+                if len(message := answers.read(size)) == size:
+                    answer.take(*marshal.loads(message))  # noqa: S302 - data alone, of a fork of ours
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        os.waitpid(pid, 0)
+
+
+def _child(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int, parent: int) -> None:
+    """Enters the namespaces, then waits for the PID 1 that it starts there. Never returns."""
+    code = 1
+    try:
+        # A timeout of the parent's is the parent's to act on.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        reason = namespaces.enter(options)
+        if reason is None:
+            namespaces.die_with_parent(parent)
+            pid = os.fork()
+            if pid == 0:
+                _first(item, options, kept, writing)
+            os.close(writing)
+            os.waitpid(pid, 0)
+            code = 0
+        else:
+            _tell(writing, "refused", reason)
+    finally:
+        os._exit(code)
+
+
+def _first(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int) -> None:
+    """PID 1: mounts, starts the test, reaps, tells how it ended. Never returns."""
+    code = 1
+    try:
+        namespaces.die_with_parent(None)
+        namespaces.mounts(options, kept)
+        pid = os.fork()
+        if pid == 0:
+            _test(item, writing)
+        status = None
+        while status is None:
+            ended, how = os.waitpid(-1, 0)
+            if ended == pid:
+                status = how
+        _tell(writing, "left", namespaces.processes())
+        _tell(writing, "status", status)
+        code = 0
+    except OSError as error:
+        _tell(writing, "refused", f"isolated: {error.strerror}: {error.filename}; {namespaces.ADVICE}")
+    finally:
+        os._exit(code)
+
+
+def _test(item: pytest.Item, writing: int) -> None:
+    """The test itself. Never returns."""
+    code = 1
+    try:
+        from _pytest.runner import runtestprotocol
+
+        from .plugin import in_fork
+
+        reports = _Reports(item, writing)
+        _replace_reporters(item.config, reports)
+        _forget_finalizers(item.session._setupstate)
+        item.stash[in_fork] = True
+        # Pytest's own record of warnings is the parent's; its filters hold here, too.
+        with warnings.catch_warnings(record=True) as told:
+            try:
+                for report in runtestprotocol(item, log=False, nextitem=None):
+                    reports.pytest_runtest_logreport(report)
+            except pytest.exit.Exception as error:
+                _tell(writing, "exit", [error.msg, error.returncode])
+        for each in told:
+            reports.pytest_warning_recorded(each, "runtest", item.nodeid, None)
+        _tell(writing, "complete", None)
+        code = 0
+    except BaseException:  # noqa: BLE001 - a fork must never run on in its parent's place
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class _Reports:
+    """A plugin that sends what is told in the fork to the parent."""
+
+    def __init__(self, item: pytest.Item, writing: int) -> None:
+        self._config = item.config
+        self._writing = writing
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        _tell(self._writing, "report", data)
+
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
+    ) -> None:
+        del location
+        category = warning_message.category
+        told = {
+            "text": str(warning_message.message), "module": category.__module__,
+            "category": category.__qualname__, "file": warning_message.filename,
+            "line": warning_message.lineno, "when": when, "nodeid": nodeid,
+        }  # fmt: skip
+        _tell(self._writing, "warning", told)
+
+
+def _replace_reporters(config: pytest.Config, plugin: _Reports) -> None:
+    """Reporters of the parent would print, or speak on the parent's connection: here, only this one."""
+    for caller in (config.hook.pytest_runtest_logreport, config.hook.pytest_warning_recorded):
+        for implementation in list(caller.get_hookimpls()):
+            caller._remove_plugin(implementation.plugin)
+        if caller._call_history:
+            caller._call_history.clear()  # told already, by the parent
+    config.pluginmanager.register(plugin)
+
+
+def _forget_finalizers(state: Any) -> None:
+    """What the parent set up is the parent's to tear down."""
+    for node, (_, exception) in list(state.stack.items()):
+        state.stack[node] = ([], exception)
+
+
+def _tell(writing: int, kind: str, value: Any) -> None:
+    try:
+        data = marshal.dumps((kind, value))
+    except ValueError:  # somebody's object, as a user property of the test
+        data = marshal.dumps((kind, json.loads(json.dumps(value, default=str))))
+    data = struct.pack("=Q", len(data)) + data
+    while data:
+        data = data[os.write(writing, data) :]

@@ -1,0 +1,149 @@
+"""The namespaces of an isolated test: entered by a fork that has one thread (``isolated`` says how)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+_NS = {
+    "mount": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000,
+    "net": 0x40000000,
+}  # fmt: skip
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x1000, 0x4000, 0x40000, 2, 4, 8
+_PR_SET_PDEATHSIG = 1
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+ADVICE = "see r2d2.doctor()"
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def enter(options: dict[str, bool]) -> str | None:
+    """Unshares; why not, if it is refused."""
+    uid, gid = os.geteuid(), os.getegid()
+    kinds = ["mount", "pid", "uts", "ipc"]
+    if options["net"]:
+        kinds.append("net")
+    if uid != 0:
+        kinds.append("user")
+    if _libc().unshare(sum(_NS[kind] for kind in kinds)) != 0:
+        number = ctypes.get_errno()
+        return f"isolated: unshare({', '.join(kinds)}): {os.strerror(number)}; {ADVICE}"
+    if uid != 0:
+        inside = (0, 0) if options["root"] else (uid, gid)
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{inside[0]} {uid} 1"),
+            ("gid_map", f"{inside[1]} {gid} 1"),
+        ):
+            try:
+                with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                    file.write(text)
+            except OSError as error:
+                return f"isolated: {name}: {error.strerror}; {ADVICE}"
+    if options["net"]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+    return None
+
+
+def die_with_parent(parent: int | None) -> None:
+    """SIGKILL when the parent ends (prctl(2)); if it is not ``parent`` any more, that was already."""
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def mounts(options: dict[str, bool], kept: list[str]) -> None:
+    """A procfs, an empty /dev/shm, and with ``tmp`` an empty /tmp but for what is in ``kept``."""
+    _mount(None, "/", None, _MS_PRIVATE | _MS_REC)
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _mount("proc", "/proc", "proc", flags)
+    if os.path.isdir("/dev/shm"):  # noqa: S108 - mounted over, not written to
+        _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")  # noqa: S108
+    if options["tmp"]:
+        _private_tmp(kept)
+
+
+def _private_tmp(kept: list[str]) -> None:
+    """An empty /tmp, into which what is needed of the old one is bound."""
+    temporary = tempfile.gettempdir()
+    mode = os.stat(temporary).st_mode & 0o7777
+    here = os.getcwd()
+    descriptors = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept]
+    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")  # noqa: S108
+    if _below_tmp(temporary):
+        os.makedirs(temporary)
+        os.chmod(temporary, mode)
+    for path, descriptor in descriptors:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            os.makedirs(path, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "a", encoding="ascii"):
+                pass
+        _mount(f"/proc/self/fd/{descriptor}", path, None, _MS_BIND | _MS_REC)
+        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        os.chdir(here)  # the same directory, where it is now
+
+
+def kept(item: pytest.Item) -> list[str]:
+    """What pytest, the project and this interpreter have below /tmp, outermost only."""
+    config = item.config
+    paths = [str(config.rootpath), str(config.invocation_params.dir), os.getcwd(), str(item.path.parent)]
+    paths += [sys.prefix, sys.base_prefix, *filter(None, sys.path)]
+    paths += [os.environ[name] for name in _DIRECTORIES if os.environ.get(name)]
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(tempfile.gettempdir()):
+            if entry.name.startswith("pytest-of-"):
+                paths.append(entry.path)
+    factory: Any = getattr(config, "_tmp_path_factory", None)
+    if getattr(factory, "_basetemp", None) is not None:
+        paths.append(str(factory.getbasetemp()))
+    found: list[str] = []
+    for path in sorted({os.path.abspath(path) for path in paths if _below_tmp(os.path.abspath(path))}):
+        shared = path == os.path.abspath(tempfile.gettempdir())
+        if os.path.exists(path) and not shared and not any(path.startswith(each + "/") for each in found):
+            found.append(path)
+    return found
+
+
+#: Variables that name directories which programs of the test may need.
+_DIRECTORIES = ("HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "R2D2_CACHE", "R2D2_RUNTIME")
+
+
+def _below_tmp(path: str) -> bool:
+    return path.startswith("/tmp/")  # noqa: S108 - a comparison
+
+
+def _mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    def encoded(text: str | None) -> bytes | None:
+        return None if text is None else os.fsencode(text)
+
+    arguments = (encoded(source), encoded(target), encoded(fstype), ctypes.c_ulong(flags), encoded(data))
+    if _libc().mount(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), f"mount {target}")
+
+
+def processes() -> list[str]:
+    """What runs beside PID 1."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if pid != "1":
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+                found.append(f"{file.read().strip()} (pid {pid} inside)")
+    return found

@@ -1,0 +1,345 @@
+r"""The pytest plugin: containers as fixtures, and tests in namespaces of their own.
+
+::
+
+    def test_hostname(container):
+        assert container.run(["hostname"], capture_output=True, text=True).stdout == "r2d2\n"
+
+    @pytest.mark.r2d2(image="minimal", limits={"pids": 50})
+    def test_few(container): ...
+
+    @pytest.mark.isolated
+    def test_fixed_port():
+        socket.create_server(("127.0.0.1", 80))
+
+Fixtures: ``container`` (a running container, fresh for each test), ``container_factory`` (makes more),
+``r2d2_image`` (what they start from), ``r2d2_build`` (provisions an image once for all tests and workers).
+The marker ``r2d2`` takes the keywords of ``r2d2.Container``; ``isolated`` is described in
+``r2d2.testing.isolated``. On a host that cannot, tests are skipped with what to do about it.
+
+pytest loads this module in every run, so it imports the standard library and pytest alone.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from r2d2 import Container, Image
+
+_SCOPES = ("function", "class", "module", "package", "session")
+_FIXTURES = {"container", "container_factory", "r2d2_image", "r2d2_build"}
+_recorded = pytest.StashKey[list[Any]]()
+_new = pytest.StashKey[set[int]]()
+in_fork = pytest.StashKey[bool]()
+_shown = pytest.StashKey[set[str]]()
+
+
+class R2d2LeakWarning(pytest.PytestWarning):
+    """A test left something running."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options; each has its place in the configuration file, too."""
+    group = parser.getgroup("r2d2", "containers (r2d2)")
+    group.addoption(
+        "--r2d2-required", action="store_true", help="a host that cannot make containers fails the tests"
+    )
+    group.addoption("--r2d2-image", metavar="IMAGE", help="what r2d2_image is: host, minimal, a directory")
+    group.addoption("--r2d2-scope", choices=_SCOPES, help="how long one container lasts (default: function)")
+    group.addoption("--r2d2-keep", action="store_true", help="keep what r2d2_build made for the next run")
+    parser.addini("r2d2_image", "what the fixture r2d2_image is", default="host")
+    parser.addini("r2d2_scope", "the scope of the fixture container", default="function")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the markers."""
+    config.addinivalue_line(
+        "markers", "r2d2(**keywords): keywords of r2d2.Container for the fixture container"
+    )
+    config.addinivalue_line(
+        "markers",
+        "isolated(root=False, net=True, tmp=True): run the test in namespaces of its own; "
+        "root: as their root; net, tmp: with a network and a /tmp of its own",
+    )
+    config.stash[_shown] = set()
+
+
+# What this host allows
+
+
+def _uses(item: pytest.Item) -> bool:
+    names = getattr(item, "fixturenames", ())
+    return not _FIXTURES.isdisjoint(names) or item.get_closest_marker("isolated") is not None
+
+
+def _verdict() -> str:
+    from r2d2 import doctor
+
+    return f"r2d2: {doctor().verdict}"
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Where workers collect, nobody here knows whether r2d2 is used: said if it is required."""
+    return _verdict() if config.getoption("r2d2_required") else None
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    """What ``r2d2.doctor()`` says, if a test uses r2d2 at all: it takes a tenth of a second."""
+    said = config.getoption("r2d2_required")
+    return _verdict() if not said and any(_uses(item) for item in items) else None
+
+
+def refuse(config: pytest.Config, reason: str) -> None:
+    """Skips, or with ``--r2d2-required`` fails, a test that this host cannot run."""
+    if config.getoption("r2d2_required"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def explain_refusal(error: BaseException) -> str | None:
+    """Why this host cannot do it, and what would help; None if it is another kind of failure."""
+    from r2d2 import SetupError, UnsupportedError
+
+    if isinstance(error, SetupError):
+        from r2d2 import doctor
+
+        if doctor().exit_code < 2:
+            return None
+    elif not isinstance(error, UnsupportedError):
+        return None
+    hint = getattr(error, "hint", None)
+    return f"{error} (hint: {hint})" if hint else str(error)
+
+
+# Fixtures
+
+
+def _scope(fixture_name: str, config: pytest.Config) -> Any:
+    del fixture_name
+    scope = config.getoption("r2d2_scope") or config.getini("r2d2_scope")
+    if scope not in _SCOPES:
+        raise pytest.UsageError(f"r2d2_scope: {scope!r} is none of {', '.join(_SCOPES)}")
+    return scope
+
+
+def _keywords(node: pytest.Item | pytest.Collector) -> dict[str, Any]:
+    """Those of all markers, the nearest last."""
+    keywords: dict[str, Any] = {}
+    for mark in reversed(list(node.iter_markers("r2d2"))):
+        if mark.args:
+            raise pytest.UsageError(f"@pytest.mark.r2d2{mark.args!r}: keywords only, such as image='minimal'")
+        keywords |= mark.kwargs
+    return keywords
+
+
+class _Factory:
+    """Makes containers that end with the fixture."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._request = request
+        self.containers: list[Container] = []
+
+    def __call__(self, image: Any = None, **keywords: Any) -> Container:
+        from .recorded import Recorded
+
+        keywords = _keywords(self._request.node) | keywords
+        chosen = keywords.pop("image", None) if image is None else image
+        keywords.pop("image", None)
+        if chosen is None:
+            chosen = self._request.getfixturevalue("r2d2_image")
+        try:
+            container = Recorded(chosen, **keywords)
+            self.containers.append(container)
+            self._request.node.stash.setdefault(_recorded, []).append(container)
+            return container.start()
+        except OSError as error:
+            reason = explain_refusal(error)
+            if reason is None:
+                raise
+            refuse(self._request.config, reason)
+            raise
+
+    def close(self) -> None:
+        failed = None
+        for container in reversed(self.containers):
+            try:
+                container.stop()
+                for program in getattr(container, "programs", ()):
+                    program.process.poll()  # it has ended, and is not to be taken for forgotten
+            except Exception as error:  # noqa: BLE001 - the others end, too
+                failed = error
+        if failed is not None:
+            raise failed
+
+
+@pytest.fixture(scope=_scope)
+def container(request: pytest.FixtureRequest) -> Iterator[Container]:
+    """A running container: an ``r2d2.Container`` of ``r2d2_image``, or of what the marker ``r2d2`` says."""
+    factory = _Factory(request)
+    try:
+        yield factory()
+    finally:
+        factory.close()
+
+
+@pytest.fixture
+def container_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Container]]:
+    """Makes running containers: ``container_factory(image=None, **keywords)``; all end with the test."""
+    factory = _Factory(request)
+    try:
+        yield factory
+    finally:
+        factory.close()
+
+
+@pytest.fixture(scope="session")
+def r2d2_image(pytestconfig: pytest.Config) -> Image:
+    """The image of ``container``: ``--r2d2-image``. Override it with one that ``r2d2_build`` made."""
+    from r2d2.image import image_of
+
+    return image_of(pytestconfig.getoption("r2d2_image") or pytestconfig.getini("r2d2_image"))
+
+
+@pytest.fixture(scope="session")
+def r2d2_build(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Image]:
+    """Provisions an image: ``r2d2_build(base, provision, *inputs, **keywords)``.
+
+    ``provision(container)`` runs once, whatever the number of workers; then the container's changes are
+    frozen. Built again when ``base``, the source of ``provision``, the keywords or an input changes (a path
+    stands for what is in the file). Removed after the run unless ``--r2d2-keep``. If it fails, the error is
+    shown once; the other tests that need it name it in a line.
+    """
+    from .build import Builder
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if hasattr(pytestconfig, "workerinput") else base
+    return Builder(_session_directory(shared), keep=pytestconfig.getoption("r2d2_keep"))
+
+
+def _session_directory(shared: Path) -> Path:
+    directory = shared / "r2d2-builds"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The controller removes what was built for this run."""
+    factory: Any = getattr(session.config, "_tmp_path_factory", None)
+    if hasattr(session.config, "workerinput") or getattr(factory, "_basetemp", None) is None:
+        return
+    directory = Path(factory.getbasetemp()) / "r2d2-builds"
+    if directory.is_dir():
+        from .build import clean
+
+        clean(directory, keep=session.config.getoption("r2d2_keep"))
+
+
+# Reports
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the containers of a failed test did; the same failed build is told once."""
+    report = yield
+    if report.failed and report.when in ("setup", "call"):
+        nodes = [item, *item.listchain()]
+        containers = {id(each): each for node in nodes for each in node.stash.get(_recorded, ())}
+        for each in containers.values():
+            report.sections.extend(each.sections(verbose=item.config.get_verbosity() > 0))
+    if report.failed and call.excinfo is not None:
+        shown = item.config.stash[_shown]
+        key = getattr(call.excinfo.value, "r2d2_build", None)
+        if key is not None and key in shown:
+            report.longrepr = f"r2d2_build: {call.excinfo.value.args[0]}"
+        elif key is not None:
+            shown.add(key)
+    return report
+
+
+def _children() -> dict[int, str]:
+    """Our own processes, and what they are called (proc_pid_comm(5))."""
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        try:
+            pids = Path(f"/proc/self/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for pid in map(int, pids):
+            try:
+                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+            except OSError:
+                continue
+    return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Remembers which processes the test itself started."""
+    if not _uses(item) or in_fork in item.stash:
+        return (yield)
+    before = _children()
+    try:
+        return (yield)
+    finally:
+        item.stash[_new] = _children().keys() - before.keys()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Names what the test left running. Containers of fixtures that live longer are theirs."""
+    result = yield
+    new = item.stash.get(_new, set())
+    if new:
+        warn_of_leaks(item, _left(item, new))
+    return result
+
+
+def _left(item: pytest.Item, new: set[int]) -> list[str]:
+    owned = set()
+    for node in item.listchain():
+        owned |= {each.pid for each in node.stash.get(_recorded, ()) if each.running}
+    now = _children()
+    return [f"{now[pid]} (pid {pid})" for pid in sorted(new & now.keys() - owned)]
+
+
+def warn_of_leaks(item: pytest.Item, left: list[str]) -> None:
+    """A warning with the names; an error where warnings are."""
+    if left:
+        text = f"{item.nodeid} left running: {', '.join(left)}"
+        warnings.warn(R2d2LeakWarning(text), stacklevel=2)
+
+
+# Isolated tests
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Hands tests that are marked ``isolated`` over."""
+    mark = item.get_closest_marker("isolated")
+    if mark is None:
+        return None
+    from .isolated import run
+
+    return run(item, nextitem, mark)
+
+
+# testinfra
+
+
+def pytest_plugin_registered(plugin: Any) -> None:
+    """Teaches testinfra the backend ``r2d2://NAME``, where it is installed."""
+    if getattr(plugin, "__name__", "") == "testinfra.plugin":
+        from .testinfra import register
+
+        register()

@@ -1,0 +1,600 @@
+"""The pytest plugin, run by pytest in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from _needs import needs
+from _proc import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.timeout(180)
+
+#: With xdist and pytest-timeout as in any project; other plugins where a test names them.
+QUIET = ("-p", "no:asyncio", "-p", "no:testinfra", "-p", "no:cacheprovider")
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Runs pytest over the files that were made."""
+
+    def runner(*args: str, plugins: tuple[str, ...] = QUIET) -> pytest.RunResult:
+        return pytester.runpytest_subprocess(*plugins, *args)
+
+    return runner
+
+
+def test_it_imports_the_standard_library_and_pytest_alone() -> None:
+    script = """
+import sys
+import r2d2.testing.plugin
+heavy = {name for name in sys.modules if name.startswith("r2d2") and "_core" in name or name in (
+    "r2d2.container", "r2d2.spec", "r2d2.testing.isolated", "r2d2.testing.waiting", "ctypes", "testinfra")}
+print(heavy or "light")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "light\n"
+
+
+def test_a_container_is_fresh_for_each_test(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile("""
+        import pytest, r2d2
+
+        seen = []
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_fresh(container, number):
+            assert isinstance(container, r2d2.Container) and container.running
+            assert not container.path("/tmp/file").exists()
+            container.path("/tmp/file").write_text("x")
+            seen.append(container)
+
+        def test_all_are_gone():
+            assert len({id(each) for each in seen}) == 3
+            assert not any(each.running for each in seen)
+
+        @pytest.mark.r2d2(hostname="one", env={"A": "1"})
+        class TestMarks:
+            @pytest.mark.r2d2(hostname="two")
+            def test_the_nearest_wins(self, container):
+                out = container.run(["sh", "-c", "hostname; echo $A"], capture_output=True, text=True).stdout
+                assert out == "two\\n1\\n"
+
+        @pytest.mark.r2d2(image="scratch")
+        def test_image(container):
+            assert container.image.name == "scratch"
+
+        def test_factory(container_factory):
+            one, two = container_factory(hostname="one"), container_factory("scratch")
+            assert one.spec.hostname == "one" and two.image.name == "scratch"
+            assert one.running and two.running
+            seen.extend([one, two])
+
+        def test_those_are_gone_too():
+            assert not any(each.running for each in seen)
+    """)
+    run().assert_outcomes(passed=8)
+
+
+def test_scope_and_image_by_option(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        def test_first(container):
+            container.path("/kept").write_text("x")
+
+        def test_second(container):
+            assert container.path("/kept").read_text() == "x"
+            assert container.image.name.startswith("minimal")
+    """)
+    run("--r2d2-scope=module", "--r2d2-image=minimal").assert_outcomes(passed=2)
+    run("--r2d2-image=minimal").assert_outcomes(passed=1, failed=1)
+    pytester.makeini("[pytest]\nr2d2_scope = session\nr2d2_image = minimal\n")
+    run().assert_outcomes(passed=2)
+    run("--r2d2-scope=year").stderr.fnmatch_lines("*invalid choice*")
+
+
+def test_a_failure_tells_what_ran(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        def test_fails(container):
+            container.run(["sh", "-c", "seq 100; echo oops >&2; exit 3"], capture_output=True)
+            container.popen(["sleep", "100"])
+            container.run(["sh", "-c", "kill -9 $$"])
+            assert container.name == "other"
+
+        def test_command(container):
+            container.run(["sh", "-c", "echo told; exit 4"], capture_output=True, check=True)
+
+        def test_passes(container):
+            container.run(["echo", "unseen"], capture_output=True)
+    """)
+    result = run()
+    result.assert_outcomes(passed=1, failed=2)
+    out = result.stdout.str()
+    result.stdout.fnmatch_lines([
+        "*r2d2 container *", "image host, running", "*exit 3*exit status 3]", "  stdout: 81", "  stdout: 100",
+        "  stderr: oops", "$ sleep 100*still running]", "*killed by signal 9]", "*exit status 4]",
+        "  stdout: told",
+    ])  # fmt: skip
+    assert "stdout: 80" not in out
+    assert "unseen" not in out
+    assert "pivot_root" not in out
+    assert "pivot_root" in run("-v").stdout.str()
+
+
+ISOLATED = """
+    import os, socket, subprocess, time, unittest, warnings
+    import pytest
+
+    pytestmark = pytest.mark.isolated
+    PORT = 18080
+
+    @pytest.fixture
+    def server():
+        with socket.create_server(("127.0.0.1", PORT)) as server:
+            yield server
+
+    @pytest.mark.parametrize("number", range(4))
+    def test_fixed_port(server, number):
+        time.sleep(0.3)
+        socket.create_connection(("127.0.0.1", PORT)).close()
+
+    def test_view(tmp_path):
+        assert os.getpid() == 2
+        assert {int(name) for name in os.listdir("/proc") if name.isdigit()} == {1, 2}
+        assert not os.path.exists("/tmp/r2d2-marker")
+        open("/tmp/r2d2-marker-inside", "w").close()
+        (tmp_path / "file").write_text("x")
+        assert os.listdir("/dev/shm") == []
+        assert os.getuid() == UID
+        assert [name for _, name in socket.if_nameindex()] == ["lo"]
+        assert os.path.samefile(os.getcwd(), CWD)
+
+    @pytest.mark.isolated(root=True, net=False, tmp=False)
+    def test_options():
+        assert os.getuid() == 0
+        assert os.path.exists("/tmp/r2d2-marker")
+        assert os.readlink("/proc/self/ns/net") == NET
+"""
+
+
+def test_isolated_tests_do_not_meet(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    marker = Path("/tmp/r2d2-marker")
+    marker.touch()
+    try:
+        head = (
+            f"UID = {os.getuid()}; CWD = {str(pytester.path)!r}; NET = {os.readlink('/proc/self/ns/net')!r}\n"
+        )
+        (pytester.path / "test_it.py").write_text(
+            head + "\n".join(line[4:] for line in ISOLATED.splitlines())
+        )
+        run().assert_outcomes(passed=6)
+        run("-n", "2").assert_outcomes(passed=6)
+        assert not Path("/tmp/r2d2-marker-inside").exists()
+        # The control: without the marker two workers do meet on the port.
+        text = (pytester.path / "test_it.py").read_text().replace("pytestmark =", "unused =")
+        (pytester.path / "test_it.py").write_text(text)
+        result = run("-n", "2", "-k", "fixed_port", "--dist=load")
+        assert "Address already in use" in result.stdout.str()
+    finally:
+        marker.unlink()
+
+
+RESULTS = """
+    import asyncio, os, subprocess, sys, unittest, warnings
+    import pytest
+
+    pytestmark = pytest.mark.isolated
+
+    def test_passes(): print("unseen")
+
+    def test_fails():
+        print("printed"); print("to stderr", file=sys.stderr); os.system("echo by a program")
+        left, right = [1, 2], [1, 3]
+        assert left == right
+
+    def test_raises():
+        raise ValueError("mine")
+
+    def test_skips(): pytest.skip("because of this")
+
+    @pytest.mark.xfail(strict=True)
+    def test_xfails(): assert 0
+
+    @pytest.mark.xfail(strict=True)
+    def test_xpasses(): pass
+
+    def test_subtests(subtests):
+        for number in range(3):
+            with subtests.test(number=number):
+                assert number != 1
+
+    @pytest.fixture
+    def broken(): raise OSError("in the fixture")
+
+    def test_setup_error(broken): pass
+
+    @pytest.fixture
+    def late():
+        yield
+        raise OSError("in the tear-down")
+
+    def test_teardown_error(late): pass
+
+    class TestUnit(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls): cls.value = 1
+        def setUp(self): self.own = 2
+        def test_unit(self): self.assertEqual((self.value, self.own), (1, 2))
+        def test_unit_fails(self): self.assertEqual(self.value, 2)
+        @unittest.skip("unit")
+        def test_unit_skips(self): pass
+
+    def test_property(record_property): record_property("key", object())
+
+    def test_warns(): warnings.warn("take care", UserWarning)
+
+    def test_container(container):
+        assert container.run(["hostname"], capture_output=True, text=True).stdout == "r2d2\\n"
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_results_are_those_of_a_test(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], workers: tuple[str, ...]
+) -> None:
+    pytester.makepyfile(RESULTS)
+    result = run("-rs", *workers)
+    result.assert_outcomes(passed=7, failed=5, skipped=2, xfailed=1, errors=2, warnings=1)
+    out = result.stdout.str()
+    for text in (
+        "assert [1, 2] == [1, 3]", "At index 1 diff: 2 != 3", "Captured stdout call", "printed", "to stderr",
+        "by a program", "ValueError: mine", "because of this", "[XPASS(strict)]", "in the fixture",
+        "in the tear-down", "AssertionError: 1 != 2", "UserWarning: take care",
+    ):  # fmt: skip
+        assert text in out, text
+    assert "unseen" not in out
+    junit = pytester.path / "junit.xml"
+    run(f"--junitxml={junit}", "-k", "fails")
+    assert 'name="test_fails"' in junit.read_text()
+
+
+def test_fixtures_of_a_longer_life(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        import os, pytest
+
+        log = open("log", "a", buffering=1)
+        here = os.getpid()
+
+        @pytest.fixture(scope="module")
+        def shared():
+            log.write(f"up {os.getpid() == here}\\n")
+            yield 1
+            log.write(f"down {os.getpid() == here}\\n")
+
+        @pytest.mark.isolated
+        def test_first(shared): assert shared == 1
+
+        def test_plain(shared): assert shared == 1
+
+        @pytest.mark.isolated
+        def test_last(shared): assert shared == 1
+    """)
+    run().assert_outcomes(passed=3)
+    log = (pytester.path / "log").read_text().splitlines()
+    # Its own in the fork that is the first to use it; then the parent's, which the second fork leaves alone.
+    assert log == ["up False", "down False", "up True", "down True"]
+
+
+def test_ends_that_are_none(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        import os, signal, subprocess, time, threading
+        import pytest
+
+        pytestmark = pytest.mark.isolated
+
+        def test_dies(): os.kill(os.getpid(), signal.SIGKILL)
+
+        def test_exits(): os._exit(7)
+
+        def test_kills_pid_1():
+            os.kill(1, signal.SIGKILL)  # the kernel lets no signal from inside reach it
+            assert os.getppid() == 1
+
+        @pytest.mark.timeout(1)
+        def test_hangs():
+            subprocess.Popen(["sleep", "1234"])
+            time.sleep(1000)
+
+        def test_forks():
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(1000)
+
+        def test_thread(): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+
+        def test_after(): pass
+    """)
+    result = run()
+    result.assert_outcomes(passed=4, failed=3, warnings=1)
+    result.stdout.fnmatch_lines([
+        "*killed by SIGKILL", "*exited with status 7", "*Timeout*", "*test_forks left running: *",
+    ])  # fmt: skip
+    assert not _running("sleep", "1234")
+
+
+def _running(*args: str) -> list[str]:
+    wanted = "\0".join(args).encode() + b"\0"
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if Path(f"/proc/{pid}/cmdline").read_bytes() == wanted:
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def test_exit_ends_the_session(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.isolated
+        def test_exits(): pytest.exit("enough", 9)
+
+        def test_never(): raise AssertionError
+    """)
+    result = run()
+    assert result.ret == 9
+    result.stdout.fnmatch_lines("*enough*")
+
+
+def test_leaks_are_named(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        import subprocess, pytest, r2d2
+
+        left = []
+
+        def test_leaves_a_process(container):
+            left.append(subprocess.Popen(["sleep", "1235"]))
+
+        def test_leaves_a_container(container_factory):
+            left.append(r2d2.Container("scratch").start())
+
+        def test_leaves_nothing(container):
+            container.popen(["sleep", "1236"])
+            subprocess.run(["true"])
+
+        @pytest.mark.isolated
+        def test_isolated():
+            left.append(subprocess.Popen(["sleep", "1237"]))
+
+        def test_clean_up():
+            left[0].kill(); left[0].wait(); left[1].stop()
+    """)
+    result = run()
+    result.assert_outcomes(passed=5, warnings=3)
+    result.stdout.fnmatch_lines([
+        "*test_leaves_a_process left running: sleep (pid *)",
+        "*test_leaves_a_container left running: r2d2-init*",
+        "*test_isolated left running: sleep (pid * inside)",
+    ])  # fmt: skip
+    assert "nothing left running" not in result.stdout.str()
+    result = run("-W", "error", "-k", "isolated or process")
+    result.assert_outcomes(passed=2, errors=2)
+    assert not _running("sleep", "1237")
+    for pid in _running("sleep", "1235"):
+        os.kill(int(pid), signal.SIGKILL)
+
+
+BUILD = """
+    import os, pytest
+
+    def provision(container):
+        with open(os.environ["LOG"], "a") as log:
+            log.write("built\\n")
+        container.run(["sh", "-c", "echo ready > /state; exit $CODE"], check=True, capture_output=True)
+
+    @pytest.fixture(scope="session")
+    def r2d2_image(r2d2_build):
+        return r2d2_build("minimal", provision, 1, env={"CODE": os.environ["CODE"]})
+
+    @pytest.mark.parametrize("number", range(6))
+    def test_state(container, number):
+        assert container.path("/state").read_text() == "ready\\n"
+        container.path("/state").write_text("mine")
+"""
+
+
+def test_one_build_for_all_workers(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(BUILD)
+    log, cache = pytester.path / "log", pytester.path / "cache"
+    monkeypatch.setenv("LOG", str(log))
+    monkeypatch.setenv("CODE", "0")
+    monkeypatch.setenv("R2D2_CACHE", str(cache))
+    run("-n", "2").assert_outcomes(passed=6)
+    assert log.read_text() == "built\n"
+    assert not [name for name in os.listdir(cache / "snapshots") if name != "built"], "the run removes it"
+    run("-n", "2", "--r2d2-keep").assert_outcomes(passed=6)
+    run("--r2d2-keep").assert_outcomes(passed=6)
+    assert log.read_text() == "built\n" * 2
+    path = next(pytester.path.glob("test_*.py"))
+    path.write_text(path.read_text().replace("provision, 1,", "provision, 2,"))
+    run("--r2d2-keep").assert_outcomes(passed=6)
+    assert log.read_text() == "built\n" * 3
+
+
+def test_a_build_that_fails_is_told_once(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(BUILD.replace("exit $CODE", "echo the-cause >&2; exit $CODE"))
+    monkeypatch.setenv("LOG", str(pytester.path / "log"))
+    monkeypatch.setenv("CODE", "5")
+    result = run()
+    result.assert_outcomes(errors=6)
+    out = result.stdout.str()
+    assert out.count("stderr: the-cause") == 1
+    assert out.count("Traceback") + out.count("def provision") <= 1
+    result.stdout.fnmatch_lines(["*r2d2_build: provision: CommandError*exit status 5*"])
+    assert (pytester.path / "log").read_text() == "built\n"
+
+
+@needs("unshare")
+def test_a_host_that_cannot_skips_with_a_hint(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
+    """A user namespace in which no further one may be made; and a filter that refuses unshare(2)."""
+    pytester.makepyfile("""
+        def test_one(container): raise AssertionError
+
+        def test_plain(): pass
+    """)
+    limit = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+    command = ["unshare", "-Ur", "sh", "-c", limit, "sh", sys.executable, "-mpytest", "-rs", *QUIET]
+    result = pytester.run(*command)
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["r2d2: containers do not work here", "SKIPPED*max_user_namespaces*"])
+    result = pytester.run(*command, "--r2d2-required")
+    result.assert_outcomes(passed=1, failed=0, errors=1)
+    pytester.makeconftest(f"""
+        import sys
+        sys.path.append({str(Path(__file__).parent)!r})
+        import _broken
+        _broken.refuse("unshare")
+    """)
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.isolated
+        def test_one(): raise AssertionError
+    """)
+    result = run("-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*isolated: unshare(*): Operation not permitted; see r2d2.doctor()"])
+    run("--r2d2-required").assert_outcomes(errors=1)
+
+
+def test_a_killed_worker_leaves_nothing(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile("""
+        import os, signal, time, pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_container(container, number):
+            container.popen(["sleep", "1238"])
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        @pytest.mark.isolated
+        def test_isolated():
+            pid = next(line for line in open("/proc/self/status") if line.startswith("PPid"))
+            assert pid.split()[1] == "1"
+    """)
+    result = run("-n", "2", "--max-worker-restart=2")
+    result.assert_outcomes(passed=4, failed=1)
+    assert until(lambda: not _running("sleep", "1238"), 10)
+
+
+def test_a_killed_pytest_takes_its_isolated_test_along(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import subprocess, time, pytest
+
+        @pytest.mark.isolated
+        def test_long():
+            subprocess.Popen(["sleep", "1239"])
+            time.sleep(1000)
+    """)
+    command = [sys.executable, "-mpytest", *QUIET]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        assert until(lambda: bool(_running("sleep", "1239")), 30)
+    finally:
+        process.kill()
+        process.wait()
+    assert until(lambda: not _running("sleep", "1239"), 10)
+
+
+@needs("asyncio")
+def test_coroutines(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        import asyncio, pytest
+
+        pytestmark = [pytest.mark.asyncio, pytest.mark.isolated]
+
+        async def test_one(container):
+            await asyncio.sleep(0)
+            assert container.running
+
+        async def test_fails():
+            await asyncio.sleep(0)
+            assert 1 == 2
+    """)
+    plugins = ("-p", "no:testinfra", "-o", "asyncio_default_fixture_loop_scope=function")
+    run(plugins=plugins).assert_outcomes(passed=1, failed=1)
+
+
+@needs("testinfra")
+def test_testinfra(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        from r2d2.testing.testinfra import host_of
+
+        def test_host(container):
+            container.path("/etc/mine").write_text("text")
+            host = host_of(container)
+            assert host.file("/etc/mine").content_string == "text"
+            assert host.user("root").uid == 0
+            assert not host.file("/etc/other").exists
+            assert host.run("exit 3").rc == 3
+            assert host.run("echo out; echo err >&2").stderr == "err\\n"
+            assert "sleep" not in {each.comm for each in host.process.filter()}
+    """)
+    plugins = ("-p", "no:asyncio", "-W", "ignore::DeprecationWarning")
+    run(plugins=plugins).assert_outcomes(passed=1)
+    name = f"infra-{os.getpid()}"
+    command = [sys.executable, "-m", "r2d2"]
+    subprocess.run([*command, "run", "-d", "--name", name, "host", "sleep", "1000"], check=True)
+    try:
+        pytester.makepyfile(
+            test_by_name="""
+            def test_name(host):
+                assert host.file("/etc/hostname").content_string == "r2d2\\n"
+                assert host.backend.NAME == "r2d2"
+        """
+        )
+        run(f"--hosts=r2d2://{name}", "test_by_name.py", plugins=plugins).assert_outcomes(passed=1)
+    finally:
+        subprocess.run([*command, "rm", "-f", name], check=True)
+
+
+def test_threads_of_the_parent_do_not_matter(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile("""
+        import threading, time, pytest
+
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+
+        @pytest.mark.isolated
+        @pytest.mark.parametrize("number", range(5))
+        def test_one(number):
+            assert threading.active_count() == 1
+
+        def test_end():
+            stop.set(); thread.join()
+    """)
+    run("-W", "error").assert_outcomes(passed=6)
