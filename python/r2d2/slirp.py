@@ -471,9 +471,11 @@ def describe(options: Slirp) -> str:
     )
 
 
-def attach_as(target: int | StrPath, options: Slirp, userns: StrPath | None = None) -> Network:
-    """`attach` with its options in one object."""
-    lines = [describe(options)]
+def attach_as(
+    target: int | StrPath, options: Slirp, userns: StrPath | None = None, extra: Sequence[str] = ()
+) -> Network:
+    """`attach` with its options in one object; ``extra`` lines of the description override those before."""
+    lines = [describe(options), *extra]
     with ExitStack() as stack:
         fds: list[int] = []
         try:

@@ -18,7 +18,7 @@ pub struct V4 {
     pub guest: Ipv4Addr,
     /// Our address as a router, and the host's loopback where that is allowed.
     pub gateway: Ipv4Addr,
-    /// Our address as a resolver.
+    /// Our address as a resolver; unspecified if there is to be none.
     pub dns: Ipv4Addr,
     /// The first of 16 addresses for those who ask by DHCP.
     pub dhcp: Ipv4Addr,
@@ -31,7 +31,7 @@ pub struct V6 {
     pub guest: Ipv6Addr,
     /// Our address as a router, and the host's loopback where that is allowed.
     pub gateway: Ipv6Addr,
-    /// Our address as a resolver.
+    /// Our address as a resolver; unspecified if there is to be none.
     pub dns: Ipv6Addr,
 }
 
@@ -186,7 +186,7 @@ impl Config {
             IpAddr::V4(to) => (to == self.v4.gateway, to == self.v4.dns),
             IpAddr::V6(to) => self.v6.as_ref().map_or((false, false), |v6| (to == v6.gateway, to == v6.dns)),
         };
-        if dns {
+        if dns && !to.is_unspecified() {
             return if port == 53 { Verdict::Dns } else { Verdict::Refuse(Refusal::Port) };
         }
         if gateway {
@@ -229,6 +229,7 @@ impl Config {
     /// True for the addresses that we answer for.
     pub fn is_ours(&self, address: IpAddr) -> bool {
         match address {
+            _ if address.is_unspecified() => false,
             IpAddr::V4(a) => a == self.v4.gateway || a == self.v4.dns,
             IpAddr::V6(a) => {
                 a == self.link_local() || self.v6.as_ref().is_some_and(|v6| a == v6.gateway || a == v6.dns)
@@ -348,6 +349,23 @@ mod tests {
         }
         assert_eq!(judge(&config, "10.0.2.7", 80), Verdict::Refuse(Refusal::Host));
         assert_eq!(judge(&config, "10.0.3.7", 80), Verdict::To("10.0.3.7:80".parse().unwrap()));
+    }
+
+    #[test]
+    fn without_a_resolver_nobody_has_its_address() {
+        let mut config = Config::default();
+        assert_eq!(judge(&config, "10.0.2.3", 53), Verdict::Dns);
+        assert_eq!(judge(&config, "fd00::3", 53), Verdict::Dns);
+        config.v4.dns = Ipv4Addr::UNSPECIFIED;
+        config.v6.as_mut().unwrap().dns = Ipv6Addr::UNSPECIFIED;
+        for nobody in ["10.0.2.3", "fd00::3"] {
+            assert_eq!(judge(&config, nobody, 53), Verdict::Refuse(Refusal::Host));
+            assert!(!config.is_ours(nobody.parse().unwrap()));
+        }
+        for unspecified in ["0.0.0.0", "::"] {
+            assert_eq!(judge(&config, unspecified, 53), Verdict::Refuse(Refusal::Net));
+            assert!(!config.is_ours(unspecified.parse().unwrap()));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 | ``views`` | ``diff``, ``explain``, ``doctor`` |
 | ``primitives`` | ``unshare``, ``overlay``, ``rootfs`` |
 | ``network`` | ``slirp`` |
+| ``slirp4netns`` | ``slirp4netns`` |
 | ``kernel`` | ``kernel`` |
 | ``demo`` | ``demo`` |
 | ``course`` | ``course`` |
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         parser = build()
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+        arguments = parser.parse_args(_words() if argv is None else argv)
         code: int = arguments.handler(arguments)
         sys.stdout.flush()
     except SystemExit as end:  # argparse: --help, or a mistake
@@ -68,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(error)
         return failure(error)
     return code
+
+
+def _words() -> list[str]:
+    """The command line. Called by the name of a program that a verb stands in for, it is that verb's."""
+    name = os.path.basename(sys.argv[0])
+    return [name, *sys.argv[1:]] if name == "slirp4netns" else sys.argv[1:]
 
 
 def complain(error: BaseException) -> None:

@@ -18,6 +18,31 @@ invoked, 127 it is not there, 128+N signal N ended it; doctor: 0, 1 or 2. R2D2_D
 class Parser(argparse.ArgumentParser):
     """One whose mistakes end with 125, as everything else that is r2d2's fault or yours does."""
 
+    #: Read words as getopt_long(3) does: options anywhere, long ones abbreviated.
+    gnu = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does; with ``gnu`` the words are sorted before."""
+        return super().parse_known_args(self._sorted(args) if self.gnu else args, namespace)
+
+    def _sorted(self, args: Any) -> list[str]:
+        import getopt
+
+        short, long = "", []
+        for action in self._actions:
+            takes = action.nargs != 0
+            for name in action.option_strings:
+                if name.startswith("--"):
+                    long.append(name[2:] + "=" * takes)
+                else:
+                    short += name[1:] + ":" * takes
+        try:
+            found, words = getopt.gnu_getopt(list(args), short, long)
+        except getopt.GetoptError as error:
+            self.error(str(error))
+        options = [f"{name}={value}" if name[:2] == "--" and value else name + value for name, value in found]
+        return [*options, "--", *words]
+
     def error(self, message: str) -> NoReturn:
         """Two lines to standard error."""
         self.exit(125, f"r2d2: {message}\nhint: {self.prog} --help\n")
@@ -67,6 +92,7 @@ def build() -> Parser:
         kernel,
         network,
         primitives,
+        slirp4netns,
         views,
     )
 
@@ -82,7 +108,7 @@ def build() -> Parser:
     verbs = Verbs(
         parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
     )
-    groups = (demo, foreground, containers, views, primitives, network, kernel, course, completion)
+    groups = (demo, foreground, containers, views, primitives, network, slirp4netns, kernel, course, completion)
     for group in groups:
         group.add(verbs)
     return parser

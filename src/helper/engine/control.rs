@@ -65,6 +65,15 @@ pub enum Kind {
     Packet,
 }
 
+/// How frames look on a link that was handed to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// A tap with `IFF_VNET_HDR`.
+    Tap,
+    /// Nothing before the frame.
+    Plain,
+}
+
 /// What the first message says.
 #[derive(Debug)]
 pub struct Setup {
@@ -80,6 +89,11 @@ pub struct Setup {
     pub namespaces: Vec<Fd>,
     /// Ends us when it does: the pidfd among `namespaces`.
     pub watch: Option<Fd>,
+    /// Frames are exchanged over the descriptor among `namespaces`: a tap that somebody else made, or a socket
+    /// whose packets are frames; with their `virtio_net_hdr` or without.
+    pub link: Option<Link>,
+    /// Source addresses of what we open, by family.
+    pub outbound: Vec<IpAddr>,
     /// A pidfd of the owner, for the case that a fork of it keeps the control socket open.
     pub owner: Option<Fd>,
 }
@@ -139,6 +153,8 @@ impl Setup {
             device: Kind::Any,
             namespaces: fds,
             watch: None,
+            link: None,
+            outbound: Vec::new(),
             owner: None,
         };
         for line in text.lines() {
@@ -167,6 +183,14 @@ impl Setup {
                 }
             }
             "watch" => self.watch = self.namespaces.first().copied(),
+            "link" => {
+                self.link = match words.0.next()? {
+                    "tap" => Some(Link::Tap),
+                    "plain" => Some(Link::Plain),
+                    _ => return None,
+                }
+            }
+            "outbound" => self.outbound.push(words.next()?),
             "owner" => self.owner = self.namespaces.pop(),
             "mtu" => config.mtu = words.next()?,
             "mac" => config.mac = mac(words.0.next()?)?,

@@ -3,7 +3,7 @@
 //! After activity the loop looks again without sleeping for some microseconds: a request and its answer are often
 //! that close, and waking up costs more. It does so only as long as it pays, and never with one processor.
 
-use crate::control::{self, Failure, Setup};
+use crate::control::{self, Failure, Link, Setup};
 use crate::host::{self, Sockets};
 use crate::slirp::device::Capabilities;
 use crate::slirp::engine::{BATCH, Engine};
@@ -38,16 +38,26 @@ pub fn serve() -> Result<(), Failure> {
     let limit = descriptors.saturating_sub(RESERVE).max(RESERVE) as usize;
     setup.config.limits.flows = setup.config.limits.flows.min(limit);
 
-    let made = attach::attach(&setup)?;
+    let handed = setup.link.zip(setup.namespaces.first().copied());
+    let made = match handed {
+        Some((_, fd)) => {
+            sys::nonblocking(fd);
+            attach::Interface { fd, packet: false }
+        }
+        None => attach::attach(&setup)?,
+    };
     let fd = made.fd;
-    let capabilities = if made.packet {
+    let plain = setup.link == Some(Link::Plain);
+    let capabilities = if plain {
+        Capabilities::default()
+    } else if made.packet {
         let limits = &mut setup.config.limits;
         limits.window = limits.window.min(packet::window(fd));
         Capabilities::ALL
     } else {
         tap::offload(fd)
     };
-    let device = Tap { fd, capabilities };
+    let device = Tap { fd, capabilities, plain };
     let poll = |errno| Failure::new("start the loop", "epoll", errno);
     let epoll = sys::epoll().map_err(poll)?;
     sys::epoll_add(epoll, fd, EPOLLIN, TAP).map_err(poll)?;
@@ -55,11 +65,11 @@ pub fn serve() -> Result<(), Failure> {
     for watched in [setup.watch, setup.owner].into_iter().flatten() {
         sys::epoll_add(epoll, watched, EPOLLIN, GONE).map_err(poll)?;
     }
-    for fd in setup.namespaces.iter().filter(|fd| Some(**fd) != setup.watch) {
+    for fd in setup.namespaces.iter().filter(|each| Some(**each) != setup.watch && **each != fd) {
         sys::close(*fd);
     }
     let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
-    let engine = Engine::new(setup.config, Sockets::new(epoll), device, 0);
+    let engine = Engine::new(setup.config, Sockets::new(epoll, &setup.outbound), device, 0);
     sandbox::enter()?;
     control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
         .map_err(|e| Failure::new("report success", "send", e))?;

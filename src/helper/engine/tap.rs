@@ -7,6 +7,9 @@ use crate::slirp::device::{Capabilities, Device};
 use crate::sys::{self, EAGAIN, EINTR, Fd};
 use std::io;
 
+/// Where a frame starts: behind its `virtio_net_hdr`.
+const HEADER: usize = 10;
+
 const TUNSETIFF: usize = 0x4004_54ca;
 const TUNSETOFFLOAD: usize = 0x4004_54d0;
 const IFF_TAP: u16 = 0x0002;
@@ -46,6 +49,8 @@ pub struct Tap {
     pub fd: Fd,
     /// What it does for us.
     pub capabilities: Capabilities,
+    /// Frames come and go without a header: the other end is no tap of ours, or no tap at all.
+    pub plain: bool,
 }
 
 impl Device for Tap {
@@ -54,14 +59,24 @@ impl Device for Tap {
     }
 
     fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match sys::read(self.fd, buffer) {
-            Ok(n) => Ok(Some(n)),
+        let place = if self.plain {
+            let (header, rest) = buffer.split_at_mut(HEADER.min(buffer.len()));
+            header.fill(0);
+            rest
+        } else {
+            buffer
+        };
+        match sys::read(self.fd, place) {
+            // The other end of a socket has gone.
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => Ok(Some(n + if self.plain { HEADER } else { 0 })),
             Err(EAGAIN | EINTR) => Ok(None),
             Err(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
 
     fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        let frame = if self.plain { frame.get(HEADER..).unwrap_or(&[]) } else { frame };
         sys::write(self.fd, frame).map(drop).map_err(io::Error::from_raw_os_error)
     }
 }

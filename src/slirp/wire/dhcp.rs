@@ -132,7 +132,9 @@ impl Reply<'_> {
             option(51, &self.lease.to_be_bytes());
             option(1, &self.mask.octets());
             option(3, &self.router.octets());
-            option(6, &self.dns.octets());
+            if !self.dns.is_unspecified() {
+                option(6, &self.dns.octets());
+            }
             option(26, &self.mtu.to_be_bytes());
             let search: Vec<u8> =
                 self.search.iter().filter_map(|d| super::dns::encode_name(d)).flatten().collect();
@@ -193,6 +195,10 @@ pub(crate) mod tests {
         assert_eq!(&bytes[16..20], &[10, 0, 2, 15]);
         let domain = b"\x07example\x03org\x00";
         assert!(bytes.windows(domain.len()).any(|w| w == domain));
+        let dns = [6, 4, 10, 0, 2, 3];
+        assert!(bytes.windows(6).any(|w| w == dns));
+        let without = Reply { dns: Ipv4Addr::UNSPECIFIED, ..reply }.emit(&ask);
+        assert!(!without.windows(2).any(|w| w == [6, 4]), "no resolver");
         assert!(Reply { kind: NAK, ..reply }.emit(&ask).len() >= 300);
     }
 }

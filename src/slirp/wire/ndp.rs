@@ -74,9 +74,11 @@ impl RouterAdvert {
         out.extend_from_slice(&seconds);
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.prefix.octets());
-        out.extend_from_slice(&[25, 3, 0, 0]);
-        out.extend_from_slice(&seconds);
-        out.extend_from_slice(&self.dns.octets());
+        if !self.dns.is_unspecified() {
+            out.extend_from_slice(&[25, 3, 0, 0]);
+            out.extend_from_slice(&seconds);
+            out.extend_from_slice(&self.dns.octets());
+        }
         let [high, low] = self.lifetime.to_be_bytes();
         ([64, 0, high, low], out)
     }
@@ -113,6 +115,8 @@ mod tests {
         assert_eq!(rest, [64, 0, 7, 8]);
         assert_eq!(check_options(&data[8..]), Some(()));
         assert_eq!(data.len(), 8 + 8 + 8 + 32 + 24);
+        let without = RouterAdvert { dns: Ipv6Addr::UNSPECIFIED, ..advert }.emit().1;
+        assert_eq!((check_options(&without[8..]), without.len()), (Some(()), data.len() - 24));
         let (rest, data) = advertise(advert.dns, advert.mac, true);
         assert_eq!((rest[0], check_options(&data[16..])), (0xe0, Some(())));
     }
