@@ -108,7 +108,18 @@ def build() -> Parser:
     verbs = Verbs(
         parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
     )
-    groups = (demo, foreground, containers, views, primitives, network, slirp4netns, kernel, course, completion)
+    groups = (
+        demo,
+        foreground,
+        containers,
+        views,
+        primitives,
+        network,
+        slirp4netns,
+        kernel,
+        course,
+        completion,
+    )
     for group in groups:
         group.add(verbs)
     return parser
