@@ -74,13 +74,19 @@ function render({ model, el }) {
   terminal.onBinary((text) => model.send({ type: "input", codes: Array.from(text, (c) => c.charCodeAt(0)) }));
   terminal.onResize(({ rows, cols }) => model.send({ type: "resize", rows, columns: cols }));
 
+  const dress = () => {
+    terminal.options.theme = theme(el);
+    box.style.background = terminal.options.theme.background;
+  };
+  const page = new MutationObserver(dress); // the page's theme was changed
+  page.observe(document.body, { attributeFilter: ["class", "style", "data-jp-theme-light", "data-theme"] });
+
   const observer = new ResizeObserver(() => {
     if (box.clientWidth === 0) {
       return; // not shown now
     }
     if (!terminal.element) {
-      terminal.options.theme = theme(box);
-      box.style.background = terminal.options.theme.background;
+      dress();
       terminal.open(box);
       model.send({ type: "ready", view });
       end();
@@ -91,6 +97,7 @@ function render({ model, el }) {
 
   return () => {
     observer.disconnect();
+    page.disconnect();
     model.off("msg:custom", receive);
     model.off("change:returncode", end);
     model.send({ type: "gone", view });
