@@ -68,10 +68,10 @@ class Image:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""
-        from .jupyter.reprs import bundle
+        from .jupyter import reprs
 
         del include, exclude
-        return bundle("image", self)
+        return reprs.image(self)
 
     def remove(self) -> None:
         """Removes a snapshot's own layer from the cache; those below it stay. Fine if it is gone already.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from r2d2.drawings.canvas import GREEN, ORANGE, RED
 from r2d2.explain import _shown
@@ -270,10 +270,3 @@ def _place(filename: str) -> str:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     named = shell.compile.format_code_name(filename) if shell is not None else None
     return f'File "{filename}"' if named is None else " ".join(named)
-
-
-def bundle(kind: str, of: Any) -> Bundle:
-    """The bundle by the name of its function: what ``_repr_mimebundle_`` of each class calls."""
-    make: Any = globals()[kind]
-    found: Bundle = make(of)
-    return found
