@@ -15,7 +15,7 @@ import pytest
 
 import r2d2
 from _needs import needs
-from _proc import until
+from _proc import children, until
 from r2d2 import drawings
 from r2d2.drawings.canvas import Canvas, clean, shorten, width
 from r2d2.drawings.timeline import _bars
@@ -130,6 +130,29 @@ def test_processes_have_their_pid_on_each_side(container: r2d2.Container) -> Non
         shown = words(drawing)
         assert {str(container.pid), "1", str(shell.pid), str(inner)} <= set(shown)
         assert "sleep 1000" in shown
+
+
+def test_a_crowd_is_cut_in_the_picture_and_whole_in_the_text(container: r2d2.Container) -> None:
+    script = "for i in $(seq 80); do sleep 1000 >&- 2>&- & done; echo all; wait"
+    with running(container, ["sh", "-c", script], stdout=subprocess.PIPE, text=True) as shell:
+        shell.stdout.readline()
+        drawing = drawings.processes(container)
+        assert len(drawing.text.splitlines()) == 1 + 1 + 1 + 1 + 80
+        assert any("23 more are not drawn" in line for line in words(drawing))
+        container.run(["killall", "sleep"])
+
+
+@needs("unshare")
+def test_a_process_that_entered_is_shown(container: r2d2.Container) -> None:
+    nsenter = ["nsenter", "-t", str(container.pid), "-U", "-p", "--preserve-credentials", "sleep", "1000"]
+    with subprocess.Popen(nsenter) as entered:
+        try:
+            assert until(lambda: "1000" in drawings.processes(container).text)
+            checked(drawings.processes(container))
+        finally:
+            for pid in children(entered.pid):
+                os.kill(pid, 9)
+            entered.wait()
 
 
 def test_a_process_of_our_own_namespace_has_one_pid() -> None:

@@ -319,6 +319,7 @@ def test_errors_are_short(shell: InteractiveShell, capsys: Any, monkeypatch: pyt
     shell.run_cell("def mine():\n    r2d2.Container('debian')\n\nmine()")
     out = capsys.readouterr().out
     assert "r2d2.Container('debian')" in out
+    assert out.count("Cell In[") == 2
     assert "ImageNotFound: image 'debian'" in out
     assert "hint: images are 'host'" in out
     assert "container.py" not in out
@@ -474,6 +475,117 @@ def test_a_notebook_gets_the_drawing(kernel: Kernel) -> None:
     assert found["text/plain"].startswith("/  overlay rw")
 
 
+# Terminals
+
+
+class Browser:
+    """What the browser's half does: keeps the widget's state, sends and gets its messages."""
+
+    def __init__(self, kernel: Kernel, code: str) -> None:
+        self.client = kernel.client
+        self.state: dict[str, Any] = {}
+        self.text = b""
+        self.at = self.acknowledged = 0
+        self.comm = ""
+        self.shown: dict[str, Any] = {}
+        kernel.client.execute_interactive(code, timeout=60, output_hook=self.take)
+
+    def take(self, message: dict[str, Any]) -> None:
+        content = message["content"]
+        if message["msg_type"] == "comm_open" and "_esm" in content["data"]["state"]:
+            self.comm = content["comm_id"]
+            self.state.update(content["data"]["state"])
+        elif message["msg_type"] == "comm_msg" and content["comm_id"] == self.comm:
+            data = content["data"]
+            self.state.update(data.get("state", {}))
+            if data["method"] == "custom":
+                self.at = data["content"]["at"]
+                self.text += b"".join(bytes(buffer) for buffer in message["buffers"])
+        self.shown.update(content.get("data", {}) if message["msg_type"] == "execute_result" else {})
+
+    def say(self, **content: Any) -> None:
+        data = {"method": "custom", "content": content}
+        message = self.client.session.msg("comm_msg", {"comm_id": self.comm, "data": data})
+        self.client.shell_channel.send(message)
+
+    def until(self, done: Any, *, ack: bool = True) -> None:
+        while not done():
+            self.take(self.client.get_iopub_msg(timeout=60))
+            if ack and self.at - self.acknowledged >= 65536:
+                self.acknowledged = self.at
+                self.say(type="ack", view="one", at=self.at)
+
+
+@pytest.fixture
+def browser(kernel: Kernel) -> Iterator[Browser]:
+    kernel.run("from r2d2.jupyter.terminal import Terminal")
+    browser = Browser(kernel, "t = Terminal(lab, ['sh'], rows=30, columns=90)\nt")
+    yield browser
+    assert kernel.run("t.close(); print(t.returncode, lab.running)").endswith("True\n")
+
+
+def test_a_terminal(browser: Browser, kernel: Kernel) -> None:
+    assert browser.shown["application/vnd.jupyter.widget-view+json"]
+    assert browser.state["label"].startswith("terminal of container")
+    browser.say(type="ready", view="one")
+    browser.until(lambda: b"#" in browser.text)
+    browser.say(type="input", text="stty size; tty; echo 容$((6 * 7))\r")
+    browser.until(lambda: "容42".encode() in browser.text)
+    assert b"30 90\r\n" in browser.text
+    assert b"/dev/pts/" in browser.text
+    browser.say(type="resize", rows=12, columns=34)
+    browser.say(type="input", text="stty size\r")
+    browser.until(lambda: b"12 34\r\n" in browser.text)
+    assert (browser.state["rows"], browser.state["columns"]) == (12, 34)
+    browser.say(type="input", text="echo asleep; sleep 1000\r")
+    browser.until(lambda: browser.text.count(b"asleep") == 2)
+    browser.say(type="input", text="\x03")
+    browser.say(type="input", codes=[*b"exit 3\r"])
+    browser.until(lambda: browser.state.get("returncode") is not None)
+    assert browser.state["returncode"] == 3
+    assert kernel.run("print(t.process.returncode)") == "3\n"
+
+
+def test_a_terminal_shows_a_late_view_the_last_lines(browser: Browser) -> None:
+    browser.say(type="ready", view="one")
+    browser.say(type="input", text="echo mark$((6 * 7))\r")
+    browser.until(lambda: b"mark42" in browser.text)
+    browser.say(type="gone", view="one")
+    browser.text = b""
+    browser.say(type="ready", view="two")
+    browser.until(lambda: b"mark42" in browser.text)
+
+
+def test_a_terminal_waits_for_the_browser(browser: Browser, kernel: Kernel) -> None:
+    browser.say(type="ready", view="one")
+    browser.say(type="input", text="yes | head -c 1200000; echo the end\r")
+    browser.until(lambda: browser.at >= 1 << 20, ack=False)
+    ahead = int(kernel.run("import time; time.sleep(0.5); print(t._sent)"))
+    assert 1 << 20 <= ahead < 2 << 20
+    browser.say(type="ack", view="one", at=browser.at)
+    browser.until(lambda: browser.text.count(b"the end") == 2)
+    assert browser.text.count(b"y\r\n") == 600000
+
+
+def test_nothing_of_a_terminal_is_left(kernel: Kernel) -> None:
+    browser = Browser(kernel, "t = Terminal(lab, ['sh', '-c', 'sleep 98765'])\nt")
+    assert until(lambda: any("sleep 98765" in command for command in commands()))
+    look = (
+        "import gc, os; gc.collect()\n"
+        "names = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')"
+        " if os.path.lexists(f'/proc/self/fd/{n}')]\n"
+        "print(sum('pts' in name or 'ptmx' in name or 'pidfd' in name for name in names), lab.running)"
+    )
+    kernel.run("t.close()")
+    before = kernel.run(look)
+    assert until(lambda: not any("sleep 98765" in command for command in commands()))
+    for _ in range(3):
+        kernel.run("t = Terminal(lab, ['sh']); t.close(); t.close()")
+    assert kernel.run(look) == before
+    assert "xterm" in browser.state["_css"]
+    assert not re.search(r"https?://(?!www\.w3\.org|bellard\.org)", browser.state["_esm"])
+
+
 # Kernels in containers
 
 
@@ -561,13 +673,27 @@ def test_the_kernel_restarts() -> None:
     assert main(["kernel", "remove", name]) == 0
 
 
+def test_a_kernel_in_an_image_of_its_own() -> None:
+    wanted = {"/usr", "/lib", "/lib64", "/bin", sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path)}
+    mounts = [path for path in sorted(wanted) if os.path.isdir(path)]
+    shown = [f"{path}:{path}:ro" for path in mounts if not any(path.startswith(f"{up}/") for up in mounts)]
+    words = [word for volume in shown for word in ("-v", volume)]
+    name = install("--image", "scratch", "--python", sys.executable, *words)
+    kernel = Kernel(name)
+    try:
+        assert kernel.run("import os; print(os.path.exists('/var'), os.environ['HOME'])") == "False /root\n"
+    finally:
+        kernel.close()
+    assert main(["kernel", "remove", name]) == 0
+
+
 def test_the_kernelspec_is_listed(boxed: tuple[Kernel, Path], capsys: Any) -> None:
     kernel, shared = boxed
     assert main(["kernel", "list", "--json"]) == 0
     listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     options = listed[kernel.manager.kernel_name]["options"]
     assert options["hostname"] == "boxed"
-    assert options["mounts"] == [f"{shared}:/shared"]
+    assert options["mounts"][0] == f"{shared}:/shared"
     assert main(["kernel", "list"]) == 0
     assert kernel.manager.kernel_name in capsys.readouterr().out
 

@@ -22,7 +22,8 @@ r"""Linux containers as a Python library: rootless, no daemon, nothing else to i
   (overlayfs, "overlay2");
 - ``r2d2.slirp``: a way to the world for a network namespace, through ordinary sockets of its user.
 
-``r2d2.doctor()`` tells what this host allows.
+``r2d2.doctor()`` tells what this host allows, ``r2d2.drawings`` shows what is there, and ``%load_ext r2d2``
+brings containers to Jupyter's cells (`r2d2.jupyter`).
 """
 
 from __future__ import annotations

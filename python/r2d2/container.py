@@ -280,10 +280,10 @@ class Container:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""
-        from .jupyter.reprs import bundle
+        from .jupyter import reprs
 
         del include, exclude
-        return bundle("container", self)
+        return reprs.container(self)
 
     def _running(self) -> _core.Handle:
         if self._handle is None:

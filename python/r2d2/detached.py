@@ -66,10 +66,10 @@ class Detached:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""
-        from .jupyter.reprs import bundle
+        from .jupyter import reprs
 
         del include, exclude
-        return bundle("detached", self)
+        return reprs.detached(self)
 
     def __del__(self) -> None:
         exit_file = getattr(self, "_exit", None)

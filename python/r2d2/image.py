@@ -67,10 +67,10 @@ class Image:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""
-        from .jupyter.reprs import bundle
+        from .jupyter import reprs
 
         del include, exclude
-        return bundle("image", self)
+        return reprs.image(self)
 
     @classmethod
     def host(cls) -> Image:

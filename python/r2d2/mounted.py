@@ -235,10 +235,10 @@ class Overlay:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""
-        from .jupyter.reprs import bundle
+        from .jupyter import reprs
 
         del include, exclude
-        return bundle("overlay", self)
+        return reprs.overlay(self)
 
     def _running(self) -> _core.Handle:
         if self._handle is None:

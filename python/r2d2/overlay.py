@@ -90,10 +90,10 @@ class Changes(list[Change]):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""
-        from .jupyter.reprs import bundle
+        from .jupyter import reprs
 
         del include, exclude
-        return bundle("changes", self)
+        return reprs.changes(self)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """For IPython in a terminal."""

@@ -52,10 +52,10 @@ class CompletedProcess(subprocess.CompletedProcess[Any]):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""
-        from .jupyter.reprs import bundle
+        from .jupyter import reprs
 
         del include, exclude
-        return bundle("completed", self)
+        return reprs.completed(self)
 
 
 def arguments(args: Any) -> list[bytes]:

@@ -34,6 +34,7 @@ def add(verbs: Verbs) -> None:
         dest="prefix",
         help="install into this environment",
     )
+    parser.add_argument("--python", metavar="PROGRAM", help="the kernel's Python inside, with ipykernel")
     parser.add_argument("--display-name", metavar="TEXT", help="what notebooks call it")
     parser.add_argument("-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable")
     parser.add_argument("--json", action="store_true", help="with list: as JSON")
@@ -58,6 +59,7 @@ def _install(arguments: argparse.Namespace) -> int:
     directory = kernelspec.install(
         _stored(arguments),
         name=arguments.name or "r2d2",
+        python=arguments.python,
         display_name=arguments.display_name,
         user=arguments.user,
         prefix=arguments.prefix,

@@ -39,7 +39,7 @@ _PAD, _WIDEST = 12, 900
 
 _ALONE = (
     "svg:root{color:#1f2328;background:#fff}"
-    "@media(prefers-color-scheme:dark){svg:root{color:#e6edf3;background:#0d1117}}"
+    "@media(prefers-color-scheme:dark){svg:root{color:#e3e3e3;background:#111}}"
 )
 #: Widths of DejaVu Sans, in em: the widest of the fonts above.
 _NARROW = dict.fromkeys("iljI.,:;'|!", 0.35) | dict.fromkeys('ftr()[]/-\\ "', 0.41)

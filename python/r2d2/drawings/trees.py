@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any
+
+from r2d2.errors import setup_error
 
 from . import facts
 from .canvas import BLUE, GREEN, ORANGE, PURPLE, Canvas, Drawing
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
 _WIDE = 900
 _ROW = 30
+#: Rows of a picture; the text has them all.
+_MOST = 60
 
 
 def processes(target: Any) -> Drawing:
@@ -20,53 +25,64 @@ def processes(target: Any) -> Drawing:
     of = facts.subject(target)
     every = {int(name): facts.status(int(name)) for name in os.listdir("/proc") if name.isdigit()}
     every = {pid: status for pid, status in every.items() if status.get("NSpid")}
-    children: dict[int, list[int]] = {}
-    for pid, status in sorted(every.items()):
-        children.setdefault(int(status["PPid"]), []).append(pid)
-    depth = len(every.get(of.pid, {}).get("NSpid", "").split())
-    rows: list[tuple[int, int, bool]] = []  # pid, indentation, whether it is inside
-    parent = int(every.get(of.pid, {}).get("PPid", "0"))
-    if parent in every:
-        rows.append((parent, 0, False))
-    inside = _inside(of.pid, every)
-    todo = [(of.pid, 1 if rows else 0)]
-    while todo:
-        pid, indent = todo.pop()
-        rows.append((pid, indent, True))
-        todo += [(child, indent + 1) for child in reversed(children.get(pid, []))]
-    strangers = sorted(inside - {pid for pid, _, _ in rows})
-    rows += [(pid, 0, True) for pid in strangers]  # joined by setns(2): their parents are outside
+    if of.pid not in every:
+        raise setup_error(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{of.pid}")
+    rows = _rows(of.pid, every)
+    depth = len(every[of.pid]["NSpid"].split())
+    separate = depth > len(every[os.getpid()]["NSpid"].split())
+    first = next(i for i, (_, _, within) in enumerate(rows) if within)
 
-    separate = depth > len(facts.status(os.getpid()).get("NSpid", "").split())
     canvas = Canvas(_WIDE, f"Processes of {of.name}, from both sides")
     canvas.text(14, 20, "seen from the host", bold=True, size=14)
     canvas.text(514, 20, f"seen from inside {of.name}", bold=True, size=14, room=370)
-    first = next(i for i, (_, _, within) in enumerate(rows) if within)
-    tops = [36 + i * _ROW + (12 if i >= first else 0) for i in range(len(rows))]
-    high = (len(rows) - first) * _ROW + 8
-    canvas.rect(2, tops[first] - 6, 436, high, color=BLUE, fill=0.07, dashed=True)
-    canvas.rect(502, tops[first] - 6, 396, high, color=BLUE, fill=0.07)
+    top = 36 + first * _ROW + 12
+    high = (min(len(rows), _MOST) - first) * _ROW + 8
+    canvas.rect(2, top - 6, 436, high, color=BLUE, fill=0.07, dashed=True)
+    canvas.rect(502, top - 6, 396, high, color=BLUE, fill=0.07)
     lines = ["  host pid   pid inside   command"]
     left: dict[int, float] = {}
     right: dict[int, float] = {}
-    for (pid, indent, within), y in zip(rows, tops, strict=True):
+    for i, (pid, indent, within) in enumerate(rows):
+        y = 36 + i * _ROW + (12 if i >= first else 0)
         words = facts.command(pid)
         numbers = every[pid]["NSpid"].split()
         own = numbers[depth - 1] if (within or not separate) and len(numbers) >= depth else None
-        _node(canvas, 14, y, indent, str(pid), words, left, 424)
-        if own is not None:
-            canvas.line(444, y + 13, 496, y + 13, color=BLUE, dashed=True)
-            _node(canvas, 514, y, indent - (first if separate else 0), own, words, right, 890)
-        else:
-            canvas.text(514, y + 17, "not to be seen: no pid in this namespace", size=12, faint=True)
         lines.append(f"  {pid:>8}   {own or '-':>10}   {'  ' * indent}{words}")
+        if i >= _MOST:
+            continue
+        _node(canvas, 14, y, indent, str(pid), words, left, 424)
+        if own is None:
+            canvas.text(514, y + 17, "not to be seen: no pid in this namespace", size=12, faint=True)
+            continue
+        canvas.line(444, y + 13, 496, y + 13, color=BLUE, dashed=True)
+        _node(canvas, 514, y, max(0, indent - (first if separate else 0)), own, words, right, 890)
     words = (
         "One process, two pids: each PID namespace counts its own, from 1 (pid_namespaces(7))."
         if separate
         else "It is in the PID namespace of this process: the same pids on both sides."
     )
-    canvas.text(2, canvas.high + 22, words, size=11.5, faint=True)
+    more = f" {len(rows) - _MOST} more are not drawn." if len(rows) > _MOST else ""
+    canvas.text(2, canvas.high + 22, words + more, size=11.5, faint=True)
     return canvas.drawing("\n".join(lines))
+
+
+def _rows(pid: int, every: dict[int, dict[str, str]]) -> list[tuple[int, int, bool]]:
+    """Its parent, it, and its descendants: pid, indentation, whether it belongs to what is drawn."""
+    children: dict[int, list[int]] = {}
+    for each, status in sorted(every.items()):
+        children.setdefault(int(status["PPid"]), []).append(each)
+    parent = int(every[pid]["PPid"])
+    rows = [(parent, 0, False)] if parent in every else []
+    todo = [(pid, len(rows))]
+    seen = {parent}
+    while todo:
+        each, indent = todo.pop()
+        if each not in seen:
+            seen.add(each)
+            rows.append((each, indent, True))
+            todo += [(child, indent + 1) for child in reversed(children.get(each, []))]
+    # Those that joined by setns(2) have their parents outside.
+    return rows + [(each, 0, True) for each in sorted(_inside(pid, every) - seen)]
 
 
 def _inside(pid: int, every: dict[int, dict[str, str]]) -> set[int]:

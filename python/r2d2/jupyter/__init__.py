@@ -9,6 +9,7 @@ needs nothing of Jupyter's own; the rest does (the extra ``[jupyter]``).
 | ``magics`` | ``%%container``, ``%containers``, ``%r2d2`` |
 | ``cells`` | how a cell runs in a container: streams, interrupts, background |
 | ``provisioner`` | the Python kernel of a notebook in a container |
+| ``terminal`` | a live terminal in the notebook (the extra ``[terminal]``); ``static``: its screen |
 | ``kernelspec`` | how Jupyter finds such a kernel: install, list, remove |
 """
 

@@ -19,7 +19,7 @@ from r2d2.errors import ImageError, ImageNotFound, SpecError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PROVISIONER", "command", "install", "installed", "remove"]
+__all__ = ["PROVISIONER", "install", "installed", "remove"]
 
 #: The name of the entry point.
 PROVISIONER = "r2d2-provisioner"
@@ -36,13 +36,7 @@ def _manager() -> Any:
     return KernelSpecManager()
 
 
-def command(options: Mapping[str, Any]) -> list[str]:
-    """How the kernel is started: by this Python in the host image, else by the image's own."""
-    python = sys.executable if options.get("image", "host") == "host" else "python3"
-    return [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-
-
-def check(options: Mapping[str, Any]) -> None:
+def check(options: Mapping[str, Any], python: str) -> None:
     """Tries the container, and whether there is a kernel in it.
 
     Raises:
@@ -51,7 +45,6 @@ def check(options: Mapping[str, Any]) -> None:
     """
     from .provisioner import container_of
 
-    python = command(options)[0]
     with container_of(dict(options)) as container:
         try:
             done = container.run([python, "-c", "import ipykernel"], capture_output=True, text=True)
@@ -70,6 +63,7 @@ def install(
     options: Mapping[str, Any],
     *,
     name: str = "r2d2",
+    python: str | None = None,
     display_name: str | None = None,
     user: bool = False,
     prefix: str | None = None,
@@ -79,6 +73,8 @@ def install(
     Args:
         options: keywords of ``r2d2.Container``, as JSON has them.
         name: of the kernelspec; an older one of this name is replaced if it is r2d2's.
+        python: the kernel's Python inside, with ipykernel; by default this one in the host image (if need be,
+            its directories are mounted), else ``python3``.
         display_name: what notebooks call it.
         user: for this user; else below ``prefix``, else for all users.
         prefix: such as ``sys.prefix``, a virtual environment.
@@ -97,10 +93,17 @@ def install(
         raise SpecError(f"kernel {name!r}: {others[name.lower()]} has this name").with_hint(
             "choose another name"
         )
-    check(options)
     image = options.get("image", "host")
+    if python is None and image == "host":
+        from .provisioner import hidden_python
+
+        python = sys.executable
+        hidden = [f"{path}:{path}:ro" for path in hidden_python()]
+        options = {**options, "mounts": [*options.get("mounts", ()), *hidden]}
+    python = python or "python3"
+    check(options, python)
     content = {
-        "argv": command(options),
+        "argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": display_name or f"Python in a container ({os.path.basename(str(image))})",
         "language": "python",
         "interrupt_mode": "signal",

@@ -156,9 +156,9 @@ class ContainerMagics(Magics):
     def _run(
         self, container: Container, arguments: argparse.Namespace, line: str, cell: str, *, made: bool
     ) -> None:
-        if made:
-            container.start()
         try:
+            if made:
+                container.start()
             process = self._start(container, arguments, cell)
             if arguments.bg:
                 self._leave(process, arguments, container if made else None)

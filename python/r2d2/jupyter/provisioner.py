@@ -41,10 +41,9 @@ _PREFIX = "r2d2-kernel-"
 #: What the host image shows nothing of: the container has its own (``src/overlay/layout.rs``).
 _PRIVATE = ("/tmp", "/run", "/dev", "/proc", "/sys")  # noqa: S108 - they are looked for, not written to
 #: What a kernel needs to know of the server's variables. Its tokens and parent's pid are none of it.
-_PASSED = frozenset({
-    "HOME", "IPYTHONDIR", "JPY_SESSION_NAME", "LANG", "LANGUAGE", "LOGNAME", "MPLBACKEND", "PATH", "TERM",
-    "TZ", "USER", "VIRTUAL_ENV",
-})  # fmt: skip
+_PASSED = frozenset({"JPY_SESSION_NAME", "LANG", "LANGUAGE", "MPLBACKEND", "TERM", "TZ"})
+#: And what is true only where the host's files are.
+_OF_THE_HOST = frozenset({"HOME", "IPYTHONDIR", "LOGNAME", "PATH", "USER", "VIRTUAL_ENV"})
 
 
 class ContainerProvisioner(LocalProvisioner):
@@ -82,7 +81,8 @@ class ContainerProvisioner(LocalProvisioner):
         shutil.copyfile(manager.connection_file, own)
         os.chmod(own, 0o600)
         given = {**os.environ, **(kwargs.get("env") or {})}
-        env = {name: value for name, value in given.items() if name in _PASSED or name.startswith("LC_")}
+        passed = _PASSED | _OF_THE_HOST if self.options.get("image", "host") == "host" else _PASSED
+        env = {name: value for name, value in given.items() if name in passed or name.startswith("LC_")}
         env |= {**self.kernel_spec.env, "JPY_PARENT_PID": "1"}  # so it is, in there
         container = container_of(self.options, [(directory, directory)])
         cwd = _directory(kwargs.get("cwd"))
@@ -113,10 +113,13 @@ class ContainerProvisioner(LocalProvisioner):
         process = self.process
         if process is None or process.poll() is not None:
             return
-        if signum == signal.SIGINT and os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, signum)
-        else:
-            process.send_signal(signum)
+        try:
+            if signum == signal.SIGINT and os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, signum)
+                return
+        except (ProcessLookupError, PermissionError):
+            pass  # it has just ended; or it runs as somebody whom only the container's root may signal
+        process.send_signal(signum)
 
     async def wait(self) -> int | None:
         """Waits for the kernel's end; the container ends with it."""
@@ -196,8 +199,6 @@ def container_of(options: dict[str, Any], mounts: Iterable[tuple[Any, ...]] = ()
     if "rlimits" in limits:
         limits["rlimits"] = tuple((name, value) for name, value in limits["rlimits"])
     wanted = [*given.pop("mounts", ()), *mounts]
-    if image == "host":
-        wanted += [(path, path, True) for path in hidden_python()]
     return Container(image, mounts=wanted, limits=Limits(**limits), **given)
 
 

@@ -7,8 +7,9 @@ Each function takes an object and returns a MIME bundle (IPython's ``_repr_mimeb
 from __future__ import annotations
 
 import os
+import sys
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from r2d2.drawings.canvas import GREEN, ORANGE, RED
 from r2d2.explain import _shown
@@ -256,12 +257,16 @@ def traceback(error: R2d2Error) -> list[str]:
         if f"{os.sep}IPython{os.sep}" not in frame.filename
         if not (frame.line or "").startswith("get_ipython().run_")
     ]
-    lines = "".join(tracebacks.format_list(own) + tracebacks.format_exception_only(error))
-    return lines.rstrip("\n").split("\n")
+    lines = []
+    for frame in own:
+        scope = "" if frame.name == "<module>" else f", in {frame.name}"
+        lines += [f"{_place(frame.filename)}, line {frame.lineno}{scope}", f"    {frame.line or ''}".rstrip()]
+    said = "".join(tracebacks.format_exception_only(error)).rstrip("\n")
+    return [*lines, *said.split("\n")]
 
 
-def bundle(kind: str, of: Any) -> Bundle:
-    """The bundle by the name of its function: what ``_repr_mimebundle_`` of each class calls."""
-    make: Any = globals()[kind]
-    found: Bundle = make(of)
-    return found
+def _place(filename: str) -> str:
+    """A file, or the cell that IPython compiled under its name."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    named = shell.compile.format_code_name(filename) if shell is not None else None
+    return f'File "{filename}"' if named is None else " ".join(named)
