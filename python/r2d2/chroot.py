@@ -27,12 +27,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from r2d2 import _core
 
+from .surroundings import privileged
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from .process import CompletedProcess
 
 __all__ = ["Installation", "Installed", "Rootfs", "build_minimal", "chroot", "pivot_root"]
+
+_CAP_SYS_CHROOT, _CAP_SYS_ADMIN = 18, 21  # capabilities(7); root of a container may lack them
 
 StrPath: TypeAlias = str | os.PathLike[str]
 Program: TypeAlias = StrPath | tuple[StrPath, StrPath]
@@ -228,7 +232,7 @@ def chroot(directory: StrPath, args: Any, *, user: bool | None = None, **keyword
         directory: the new root.
         args: the program and its arguments, looked up in the caller's ``PATH``, in the new root.
         user: in a user namespace in which the caller is root, since chroot(2) is for root alone;
-            None: for everybody but root.
+            None: for everybody but root with CAP_SYS_CHROOT.
         keywords: as `subprocess.run`; ``cwd`` is a path in the new root, ``/`` by default.
 
     Returns:
@@ -256,7 +260,7 @@ def pivot_root(
     Args:
         directory: the new root; what is mounted below it comes along.
         args: the program and its arguments, looked up in the caller's ``PATH``, in the new root.
-        user: a user namespace in which the caller is root; None: for everybody but root.
+        user: a user namespace in which the caller is root; None: for everybody but root with CAP_SYS_ADMIN.
         keywords: as `subprocess.run`; ``cwd`` is a path in the new root, ``/`` by default.
 
     Returns:
@@ -278,7 +282,9 @@ def _run(
 
     ending = {name: keywords.pop(name, None) for name in ("input", "timeout", "check")}
     _capture(keywords, ending["input"], keywords.pop("capture_output", False))
-    kinds = ["user"] if (os.geteuid() != 0 if user is None else user) else []
+    if user is None:
+        user = os.geteuid() != 0 or not privileged(_CAP_SYS_CHROOT if root == "chroot" else _CAP_SYS_ADMIN)
+    kinds = ["user"] if user else []
     if root == "directory":
         kinds.append("mount")
     spec = plain_spec(kinds, root=root, layers=[os.fsencode(os.path.abspath(directory))])

@@ -15,11 +15,14 @@ from .container import _capture, _finish
 from .errors import SetupError, SpecError, setup_error
 from .process import CompletedProcess, Process, arguments, candidates
 from .spec import StrPath, id_map
+from .surroundings import privileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["KINDS", "Namespaces", "enter", "inspect", "popen", "unshare"]
+
+_CAP_SYS_ADMIN = 21  # capabilities(7); root of most containers lacks it
 
 #: Every kind, by unshare(1)'s names, and what it isolates.
 KINDS = {
@@ -198,7 +201,7 @@ def popen(
     if clock_offsets is not None:
         time = True
     if user is None:
-        user = os.geteuid() != 0
+        user = os.geteuid() != 0 or not privileged(_CAP_SYS_ADMIN)
     given = {
         "user": user, "mount": mount, "pid": pid, "uts": uts, "ipc": ipc, "net": net, "cgroup": cgroup,
         "time": time,
@@ -236,7 +239,7 @@ def unshare(
 
     Args:
         args: the program, looked up in the caller's PATH.
-        user: a user namespace in which the caller is root; None: for everybody but root.
+        user: a user namespace in which the caller is root; None: for everybody but root with CAP_SYS_ADMIN.
         mount, pid, uts, ipc, net, cgroup, time: new namespaces of these kinds.
         fork: with ``pid``: the program becomes PID 1. Without it the program stays where it was, its first
             child is PID 1, and once that has ended every further fork fails with ENOMEM (pid_namespaces(7)).

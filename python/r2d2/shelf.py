@@ -133,7 +133,9 @@ def choose(names: Iterable[str], language: str = "en") -> list[Lesson]:
 def _text(lesson: Lesson, *, solutions: bool) -> str:
     """A student's copy: without the outputs, which are to be seen for oneself."""
     data = json.loads(lesson.path.read_text(encoding="utf-8"))
-    cells = [cell for cell in data["cells"] if solutions or role(cell)[1] != "solution"]
+    cells = data["cells"]
+    if not solutions:
+        cells = [cell for cell in cells if "solution" not in cell["metadata"].get("tags", ())]
     for cell in cells:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None

@@ -1,4 +1,4 @@
-"""Where this process runs, as far as files tell: read to word advice, never to decide what works."""
+"""Where this process runs, as far as files tell: read for advice and defaults, never to decide what works."""
 
 from __future__ import annotations
 

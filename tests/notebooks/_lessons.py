@@ -25,6 +25,7 @@ _PLACES = (
     (re.compile(r"/[\w./-]*/r2d2-course-\w+"), "/tmp/r2d2-course"),
     (re.compile(r"/[\w./-]*/r2d2-kernel-\w+"), "/tmp/r2d2-kernel"),
     (re.compile(r"/[\w./-]*/bin/python[\d.]*"), "python"),
+    (re.compile(r"…[\w-]*-\w{8}(?=/)"), "…"),
 )
 
 

@@ -7,8 +7,9 @@ a run takes a second or two and what is handed out is what should have been run.
 from __future__ import annotations
 
 import copy
+import json
 import re
-import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import nbformat
 import pytest
 from _lessons import (
     LESSONS,
-    NOTEBOOKS,
     README,
+    TOP,
     cells_of_rows,
     differences,
     path_of,
@@ -30,6 +31,7 @@ from _lessons import (
 )
 from broken import BROKEN
 
+import r2d2
 from r2d2 import shelf
 
 EACH = pytest.mark.parametrize("name", LESSONS)
@@ -175,8 +177,8 @@ def test_what_each_notebook_has(name: str, language: str) -> None:
     assert re.search(r"`\w[\w-]*\([1-8]\)`", last), "man pages"
     for cell in notebook.cells:
         what = shelf.role(cell)[1]
+        assert (what == "solution" or cell.id == "solutions") == ("solution" in cell.metadata.get("tags", ()))
         if what == "solution":
-            assert cell.metadata.tags == ["solution"]
             assert order.index(cell.id) > max(map(order.index, (f"check-{e}" for e in lesson.exercises)))
         if what == "check":
             assert "assert " in cell.source
@@ -235,5 +237,41 @@ def test_the_package_has_the_notebooks() -> None:
         assert {lesson.path.name for lesson in shelf.lessons(language)} == names
         for lesson in shelf.lessons(language):
             assert lesson.path.read_bytes() == path_of(lesson.name, language).read_bytes()
-    assert NOTEBOOKS.is_dir()
-    assert shutil.which("r2d2") is None or len(LESSONS) == 14
+    assert len(LESSONS) == 14
+
+
+INSIDE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from _lessons import read, solved
+from r2d2 import shelf
+done = shelf.execute(solved(read(sys.argv[2])), "/tmp")
+cells = [cell for cell in done.notebook.cells if cell.cell_type == "code"]
+print(json.dumps([done.errors, {c.id: reason for c in cells if (reason := shelf.left_out(c))}]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [
+        (
+            "04-pids",
+            {"mount-proc": "a /proc of a container's own", "check-alone": "a /proc of a container's own"},
+        ),
+        ("06-network", {}),
+        ("11-cgroups", {"memory": "limits by a cgroup", "check-pids": "limits by a cgroup"}),
+    ],
+)
+def test_where_less_is_allowed_cells_are_left_out(name: str, reasons: dict[str, str]) -> None:
+    """A real such place: inside a container, whose root has few capabilities, and whose /proc has masks."""
+    here = Path(__file__).resolve().parent
+    shown = sorted({sys.prefix, str(TOP), str(Path(r2d2.__file__).parent)})
+    with r2d2.Container("host", mounts=[f"{path}:{path}:ro" for path in shown], env={"HOME": "/tmp"}) as box:
+        done = box.run([sys.executable, "-c", INSIDE, here, name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    errors, left_out = json.loads(done.stdout.splitlines()[-1])
+    assert not errors
+    for cell, reason in reasons.items():
+        assert left_out[cell].startswith(f"left out: {reason} cannot be had here: "), left_out
+    assert set(left_out) != {cell.id for cell in read(name).cells}, "the rest goes on"
+    assert bool(left_out) == bool(reasons), left_out
