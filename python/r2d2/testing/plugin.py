@@ -76,8 +76,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _uses(item: pytest.Item) -> bool:
-    names = getattr(item, "fixturenames", ())
-    return not _FIXTURES.isdisjoint(names) or item.get_closest_marker("isolated") is not None
+    """Whether a test is isolated, or has one of the fixtures below; not one of its own of the same name."""
+    if item.get_closest_marker("isolated") is not None:
+        return True
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return any(known[name][-1].func.__module__ == __name__ for name in _FIXTURES & known.keys())
 
 
 def _verdict() -> str:
