@@ -249,21 +249,21 @@ def _test(item: pytest.Item, writing: int) -> None:
     try:
         from _pytest.runner import runtestprotocol
 
-        from .plugin import in_fork
+        from . import plugin
 
-        reports = _Reports(item, writing)
-        _replace_reporters(item.config, reports)
+        reports = _Reports(item.config, writing)
+        plugin._forked = reports
+        _silence_reporters(item.config)
         _forget_finalizers(item.session._setupstate)
-        item.stash[in_fork] = True
         # Pytest's own record of warnings is the parent's; its filters hold here, too.
         with warnings.catch_warnings(record=True) as told:
             try:
                 for report in runtestprotocol(item, log=False, nextitem=None):
-                    reports.pytest_runtest_logreport(report)
+                    reports.report(report)
             except pytest.exit.Exception as error:
                 _tell(writing, "exit", [error.msg, error.returncode])
         for each in told:
-            reports.pytest_warning_recorded(each, "runtest", item.nodeid, None)
+            reports.warning(each, "runtest", item.nodeid)
         _tell(writing, "complete", None)
         code = 0
     except BaseException:  # noqa: BLE001 - a fork must never run on in its parent's place
@@ -277,37 +277,35 @@ def _test(item: pytest.Item, writing: int) -> None:
 
 
 class _Reports:
-    """A plugin that sends what is told in the fork to the parent."""
+    """Sends what is told in the fork to the parent."""
 
-    def __init__(self, item: pytest.Item, writing: int) -> None:
-        self._config = item.config
+    def __init__(self, config: pytest.Config, writing: int) -> None:
+        self._config = config
         self._writing = writing
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
+    def report(self, report: Any) -> None:
+        """``pytest_runtest_logreport``."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         _tell(self._writing, "report", data)
 
-    def pytest_warning_recorded(
-        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
-    ) -> None:
-        del location
-        category = warning_message.category
+    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+        """``pytest_warning_recorded``."""
+        category = message.category
         told = {
-            "text": str(warning_message.message), "module": category.__module__,
-            "category": category.__qualname__, "file": warning_message.filename,
-            "line": warning_message.lineno, "when": when, "nodeid": nodeid,
+            "text": str(message.message), "module": category.__module__, "category": category.__qualname__,
+            "file": message.filename, "line": message.lineno, "when": when, "nodeid": nodeid,
         }  # fmt: skip
         _tell(self._writing, "warning", told)
 
 
-def _replace_reporters(config: pytest.Config, plugin: _Reports) -> None:
-    """Reporters of the parent would print, or speak on the parent's connection: here, only this one."""
+def _silence_reporters(config: pytest.Config) -> None:
+    """Reporters of the parent would print, or speak on the parent's connection: here, only our plugin."""
+    from . import plugin
+
     for caller in (config.hook.pytest_runtest_logreport, config.hook.pytest_warning_recorded):
         for implementation in list(caller.get_hookimpls()):
-            caller._remove_plugin(implementation.plugin)
-        if caller._call_history:
-            caller._call_history.clear()  # told already, by the parent
-    config.pluginmanager.register(plugin)
+            if implementation.plugin is not plugin:
+                caller._remove_plugin(implementation.plugin)
 
 
 def _forget_finalizers(state: Any) -> None:

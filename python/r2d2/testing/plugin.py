@@ -38,7 +38,8 @@ _SCOPES = ("function", "class", "module", "package", "session")
 _FIXTURES = {"container", "container_factory", "r2d2_image", "r2d2_build"}
 _recorded = pytest.StashKey[list[Any]]()
 _new = pytest.StashKey[set[int]]()
-in_fork = pytest.StashKey[bool]()
+#: In the fork of an isolated test: the way to its parent.
+_forked: Any = None
 _shown = pytest.StashKey[set[str]]()
 
 
@@ -289,7 +290,7 @@ def _children() -> dict[int, str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Remembers which processes the test itself started."""
-    if not _uses(item) or in_fork in item.stash:
+    if not _uses(item) or _forked is not None:
         return (yield)
     before = _children()
     try:
@@ -335,6 +336,18 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     from .isolated import run
 
     return run(item, nextitem, mark)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the fork of an isolated test: a report that did not come from its three phases, as of a subtest."""
+    if _forked is not None:
+        _forked.report(report)
+
+
+def pytest_warning_recorded(warning_message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+    """The same of a warning."""
+    if _forked is not None:
+        _forked.warning(warning_message, when, nodeid)
 
 
 # testinfra
