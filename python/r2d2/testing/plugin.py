@@ -180,6 +180,9 @@ class _Factory:
                     program.process.poll()  # it has ended, and is not to be taken for forgotten
             except Exception as error:  # noqa: BLE001 - the others end, too
                 failed = error
+            # What is left of it is a few descriptors, which go with the last reference.
+            self._request.node.stash[_recorded].remove(container)
+        self.containers.clear()
         if failed is not None:
             raise failed
 
