@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import pg8000.native
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 def notes(error: BaseException) -> str:

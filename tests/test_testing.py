@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytest_plugins = ["pytester"]
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 #: With xdist and pytest-timeout as in any project; other plugins where a test names them.
 QUIET = ("-p", "no:asyncio", "-p", "no:testinfra", "-p", "no:cacheprovider")
@@ -309,7 +309,8 @@ def test_ends_that_are_none(pytester: pytest.Pytester, run: Callable[..., pytest
 
         def test_kills_pid_1():
             os.kill(1, signal.SIGKILL)  # the kernel lets no signal from inside reach it
-            assert os.getppid() == 1
+            assert os.getpid() == 2
+            assert os.path.isdir("/proc/1")
 
         @pytest.mark.timeout(1)
         def test_hangs():
@@ -386,7 +387,7 @@ def test_leaks_are_named(pytester: pytest.Pytester, run: Callable[..., pytest.Ru
     result.assert_outcomes(passed=5, warnings=3)
     result.stdout.fnmatch_lines([
         "*test_leaves_a_process left running: sleep (pid *)",
-        "*test_leaves_a_container left running: r2d2-init*",
+        "*test_leaves_a_container left running: * (pid *)",
         "*test_isolated left running: sleep (pid * inside)",
     ])  # fmt: skip
     assert "nothing left running" not in result.stdout.str()
@@ -501,7 +502,7 @@ def test_a_killed_worker_leaves_nothing(
         @pytest.mark.isolated
         def test_isolated():
             pid = next(line for line in open("/proc/self/status") if line.startswith("PPid"))
-            assert pid.split()[1] == "1"
+            assert pid.split()[1] == "0"
     """)
     result = run("-n", "2", "--max-worker-restart=2")
     result.assert_outcomes(passed=4, failed=1)

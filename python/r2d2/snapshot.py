@@ -174,8 +174,15 @@ def remove(image: Image) -> None:
     directory, name = os.path.split(layer)
     if name != "layer" or os.path.dirname(directory) != store or not _named(os.path.basename(directory)):
         raise SpecError(f"remove {image.name}: it is no snapshot in {store}, and nothing of ours to remove")
-    # Out of sight at once; a container of it that is being started sees all or nothing.
-    aside = os.path.join(store, f".new-{os.getpid()}-{next(_numbers)}")
+    discard(directory)
+
+
+def discard(directory: str) -> None:
+    """Removes a snapshot's directory, whichever cache it is in.
+
+    It is out of sight at once: a container that is being started from it sees all or nothing.
+    """
+    aside = os.path.join(os.path.dirname(directory), f".new-{os.getpid()}-{next(_numbers)}")
     with suppress(FileNotFoundError):
         os.rename(directory, aside)
         _wipe(aside)

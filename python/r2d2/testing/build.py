@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from r2d2 import snapshot
@@ -106,6 +107,6 @@ def clean(directory: Path, *, keep: bool) -> None:
 
     for path in directory.iterdir():
         if not path.suffix and not keep:
-            kind, layers, name, env = json.loads(path.read_text())
-            Image(kind, layers, name, [tuple(pair) for pair in env]).remove()
+            _, layers, _, _ = json.loads(path.read_text())
+            snapshot.discard(os.path.dirname(layers[0]))  # R2D2_CACHE may be another one by now
     shutil.rmtree(directory, ignore_errors=True)

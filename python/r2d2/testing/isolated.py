@@ -2,9 +2,9 @@
 
 The test's set-up, call and tear-down run in a fork of the process, which has no other thread and so may make
 a user namespace, where it keeps its user id (with ``root=True``: is root). Real root makes none and keeps its
-rights. The test is no PID 1: a parent of its own reaps what it orphans, and when that ends the kernel kills
-everything that the test started (pid_namespaces(7)). ``lo`` is up; nothing else is there. /tmp and /dev/shm
-are empty but for what pytest needs of them (pytest's directories, the project, this interpreter).
+rights. The test is no PID 1: that is a cat(1), which gets what the test orphans, and when it ends the kernel
+kills everything that the test started (pid_namespaces(7)). ``lo`` is up; nothing else is there. /tmp and
+/dev/shm are empty but for what pytest needs of them (pytest's directories, the project, this interpreter).
 
 Reports, captured output, warnings, skip, xfail, subtests, ``pytest.exit`` and exceptions come back as data;
 assertions are rewritten as ever. Limits:
@@ -185,57 +185,40 @@ def _fork(item: pytest.Item, options: dict[str, bool], answer: _Answer) -> None:
         os.close(reading)
         _child(item, options, kept, writing, parent)
     os.close(writing)
-    try:
-        with os.fdopen(reading, "rb") as answers:
+    with os.fdopen(reading, "rb") as answers:
+        try:
             while len(head := answers.read(8)) == 8:
                 size = struct.unpack("=Q", head)[0]
                 if len(message := answers.read(size)) == size:
                     answer.take(*marshal.loads(message))  # noqa: S302 - data alone, of a fork of ours
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        os.waitpid(pid, 0)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            answers.read()  # to the end: that of everybody who has the other end
+            raise
+        finally:
+            os.waitpid(pid, 0)
 
 
 def _child(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int, parent: int) -> None:
-    """Enters the namespaces, then waits for the PID 1 that it starts there. Never returns."""
+    """Enters the namespaces, starts PID 1 and the test in them, tells how that ended. Never returns."""
     code = 1
     try:
         # A timeout of the parent's is the parent's to act on.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         reason = namespaces.enter(options)
-        if reason is None:
-            namespaces.die_with_parent(parent)
+        if reason is not None:
+            _tell(writing, "refused", reason)
+            return
+        namespaces.die_with_parent(parent)
+        with namespaces.first_process() as lifeline:
             pid = os.fork()
             if pid == 0:
-                _first(item, options, kept, writing)
-            os.close(writing)
-            os.waitpid(pid, 0)
-            code = 0
-        else:
-            _tell(writing, "refused", reason)
-    finally:
-        os._exit(code)
-
-
-def _first(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int) -> None:
-    """PID 1: mounts, starts the test, reaps, tells how it ended. Never returns."""
-    code = 1
-    try:
-        namespaces.die_with_parent(None)
-        namespaces.mounts(options, kept)
-        pid = os.fork()
-        if pid == 0:
-            _test(item, writing)
-        status = None
-        while status is None:
-            ended, how = os.waitpid(-1, 0)
-            if ended == pid:
-                status = how
-        _tell(writing, "left", namespaces.processes())
-        _tell(writing, "status", status)
+                os.close(lifeline)
+                _test(item, options, kept, writing)
+            _, status = os.waitpid(pid, 0)
+            _tell(writing, "left", namespaces.processes())
+            _tell(writing, "status", status)
         code = 0
     except OSError as error:
         _tell(writing, "refused", f"isolated: {error.strerror}: {error.filename}; {namespaces.ADVICE}")
@@ -243,27 +226,33 @@ def _first(item: pytest.Item, options: dict[str, bool], kept: list[str], writing
         os._exit(code)
 
 
-def _test(item: pytest.Item, writing: int) -> None:
+def _test(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int) -> None:
     """The test itself. Never returns."""
     code = 1
     try:
+        try:
+            namespaces.mounts(options, kept)
+        except OSError as error:
+            reason = f"isolated: {error.strerror}: {error.filename}; {namespaces.ADVICE}"
+            _tell(writing, "refused", reason)
+            return
         from _pytest.runner import runtestprotocol
 
-        from .plugin import in_fork
+        from . import plugin
 
-        reports = _Reports(item, writing)
-        _replace_reporters(item.config, reports)
+        reports = _Reports(item.config, writing)
+        plugin._forked = reports
+        _silence_reporters(item.config)
         _forget_finalizers(item.session._setupstate)
-        item.stash[in_fork] = True
         # Pytest's own record of warnings is the parent's; its filters hold here, too.
         with warnings.catch_warnings(record=True) as told:
             try:
                 for report in runtestprotocol(item, log=False, nextitem=None):
-                    reports.pytest_runtest_logreport(report)
+                    reports.report(report)
             except pytest.exit.Exception as error:
                 _tell(writing, "exit", [error.msg, error.returncode])
         for each in told:
-            reports.pytest_warning_recorded(each, "runtest", item.nodeid, None)
+            reports.warning(each, "runtest", item.nodeid)
         _tell(writing, "complete", None)
         code = 0
     except BaseException:  # noqa: BLE001 - a fork must never run on in its parent's place
@@ -277,37 +266,35 @@ def _test(item: pytest.Item, writing: int) -> None:
 
 
 class _Reports:
-    """A plugin that sends what is told in the fork to the parent."""
+    """Sends what is told in the fork to the parent."""
 
-    def __init__(self, item: pytest.Item, writing: int) -> None:
-        self._config = item.config
+    def __init__(self, config: pytest.Config, writing: int) -> None:
+        self._config = config
         self._writing = writing
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
+    def report(self, report: Any) -> None:
+        """``pytest_runtest_logreport``."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         _tell(self._writing, "report", data)
 
-    def pytest_warning_recorded(
-        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
-    ) -> None:
-        del location
-        category = warning_message.category
+    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+        """``pytest_warning_recorded``."""
+        category = message.category
         told = {
-            "text": str(warning_message.message), "module": category.__module__,
-            "category": category.__qualname__, "file": warning_message.filename,
-            "line": warning_message.lineno, "when": when, "nodeid": nodeid,
+            "text": str(message.message), "module": category.__module__, "category": category.__qualname__,
+            "file": message.filename, "line": message.lineno, "when": when, "nodeid": nodeid,
         }  # fmt: skip
         _tell(self._writing, "warning", told)
 
 
-def _replace_reporters(config: pytest.Config, plugin: _Reports) -> None:
-    """Reporters of the parent would print, or speak on the parent's connection: here, only this one."""
+def _silence_reporters(config: pytest.Config) -> None:
+    """Reporters of the parent would print, or speak on the parent's connection: here, only our plugin."""
+    from . import plugin
+
     for caller in (config.hook.pytest_runtest_logreport, config.hook.pytest_warning_recorded):
         for implementation in list(caller.get_hookimpls()):
-            caller._remove_plugin(implementation.plugin)
-        if caller._call_history:
-            caller._call_history.clear()  # told already, by the parent
-    config.pluginmanager.register(plugin)
+            if implementation.plugin is not plugin:
+                caller._remove_plugin(implementation.plugin)
 
 
 def _forget_finalizers(state: Any) -> None:

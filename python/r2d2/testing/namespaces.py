@@ -14,6 +14,8 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
 _NS = {
@@ -59,11 +61,37 @@ def enter(options: dict[str, bool]) -> str | None:
     return None
 
 
-def die_with_parent(parent: int | None) -> None:
+def die_with_parent(parent: int) -> None:
     """SIGKILL when the parent ends (prctl(2)); if it is not ``parent`` any more, that was already."""
     _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != parent:
         os._exit(1)
+
+
+@contextlib.contextmanager
+def first_process() -> Iterator[int]:
+    """PID 1 of the new PID namespace, to which the kernel hands what others orphan.
+
+    It is not a fork, which would cost as much as this process is large, but a cat(1) that waits for the end
+    of its input: when the descriptor that is yielded is closed, or whoever holds it killed, everything in the
+    namespace is.
+    """
+    reading, writing = os.pipe()
+    # Ignored signals stay so over execve(2): the kernel reaps its children.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+        actions = [(os.POSIX_SPAWN_DUP2, reading, 0), *null]
+        pid = os.posix_spawnp("cat", ["cat"], os.environ, file_actions=actions)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        os.close(reading)
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def mounts(options: dict[str, bool], kept: list[str]) -> None:

@@ -38,7 +38,8 @@ _SCOPES = ("function", "class", "module", "package", "session")
 _FIXTURES = {"container", "container_factory", "r2d2_image", "r2d2_build"}
 _recorded = pytest.StashKey[list[Any]]()
 _new = pytest.StashKey[set[int]]()
-in_fork = pytest.StashKey[bool]()
+#: In the fork of an isolated test: the way to its parent.
+_forked: Any = None
 _shown = pytest.StashKey[set[str]]()
 
 
@@ -76,8 +77,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _uses(item: pytest.Item) -> bool:
-    names = getattr(item, "fixturenames", ())
-    return not _FIXTURES.isdisjoint(names) or item.get_closest_marker("isolated") is not None
+    """Whether a test is isolated, or has one of the fixtures below; not one of its own of the same name."""
+    if item.get_closest_marker("isolated") is not None:
+        return True
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return any(known[name][-1].func.__module__ == __name__ for name in _FIXTURES & known.keys())
 
 
 def _verdict() -> str:
@@ -176,6 +180,9 @@ class _Factory:
                     program.process.poll()  # it has ended, and is not to be taken for forgotten
             except Exception as error:  # noqa: BLE001 - the others end, too
                 failed = error
+            # What is left of it is a few descriptors, which go with the last reference.
+            self._request.node.stash[_recorded].remove(container)
+        self.containers.clear()
         if failed is not None:
             raise failed
 
@@ -286,7 +293,7 @@ def _children() -> dict[int, str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Remembers which processes the test itself started."""
-    if not _uses(item) or in_fork in item.stash:
+    if not _uses(item) or _forked is not None:
         return (yield)
     before = _children()
     try:
@@ -332,6 +339,18 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     from .isolated import run
 
     return run(item, nextitem, mark)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the fork of an isolated test: a report that did not come from its three phases, as of a subtest."""
+    if _forked is not None:
+        _forked.report(report)
+
+
+def pytest_warning_recorded(warning_message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+    """The same of a warning."""
+    if _forked is not None:
+        _forked.warning(warning_message, when, nodeid)
 
 
 # testinfra

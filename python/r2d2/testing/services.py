@@ -307,27 +307,35 @@ class PostgreSQL(Service):
     @classmethod
     def _initdb(cls, image: Image) -> Image:
         with Container(image) as container:
-            program = os.path.join(_bin_in(container), "initdb")
-            prefix, keywords = run_as(container, cls.account)
-            container.path(cls._HOME).mkdir(0o700)
-            password = container.path(cls._HOME, "password")
-            password.write_text(secrets.token_urlsafe(12))
-            password.chmod(0o600)
-            if keywords:
-                chown = ["chown", "-R", str(keywords["user"]), cls._HOME]
-                container.run(chown, check=True, capture_output=True)
-            container.run(
-                [
-                    *prefix, program, "-D", f"{cls._HOME}/data", "-U", cls.user, "-A", "scram-sha-256",
-                    f"--pwfile={cls._HOME}/password", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8",
-                ],
-                check=True, capture_output=True, text=True, **keywords,
-            )  # fmt: skip
-            with container.path(cls._HOME, "data", "pg_hba.conf").open("a") as file:
-                file.write(
-                    "host all all 0.0.0.0/0 scram-sha-256\nhost replication all 0.0.0.0/0 scram-sha-256\n"
-                )
+            cls.make_cluster(container)
             return container.snapshot(name="postgresql")
+
+    @classmethod
+    def make_cluster(cls, container: Container) -> None:
+        """Runs initdb in a container, where this class looks for it.
+
+        Raises:
+            CommandError: it failed.
+        """
+        prefix, keywords = run_as(container, cls.account)
+        container.path(cls._HOME).mkdir(0o700)
+        password = container.path(cls._HOME, "password")
+        password.write_text(secrets.token_urlsafe(12))
+        password.chmod(0o600)
+        if keywords:
+            chown = ["chown", "-R", str(keywords["user"]), cls._HOME]
+            container.run(chown, check=True, capture_output=True)
+        container.run(
+            [
+                *prefix, os.path.join(_bin_in(container), "initdb"), "-D", f"{cls._HOME}/data",
+                "-U", cls.user, "-A", "scram-sha-256", f"--pwfile={cls._HOME}/password", "--no-sync",
+                "-E", "UTF8",
+                "--locale=C.UTF-8",
+            ],
+            check=True, capture_output=True, text=True, **keywords,
+        )  # fmt: skip
+        with container.path(cls._HOME, "data", "pg_hba.conf").open("a") as file:
+            file.write("host all all 0.0.0.0/0 scram-sha-256\nhost replication all 0.0.0.0/0 scram-sha-256\n")
 
     def _command(self, container: Container) -> tuple[list[str], str]:
         self.password = container.path(self._HOME, "password").read_text()
