@@ -119,14 +119,15 @@ impl Guest {
         if deaf {
             return;
         }
-        if self.got.len() < from + data.len() {
+        // A probe without data stands before the stream's begin.
+        if !data.is_empty() && self.got.len() < from + data.len() {
             self.got.resize(from + data.len(), false);
         }
         self.got.iter_mut().skip(from).take(data.len()).for_each(|b| *b = true);
         while self.got.get(self.next) == Some(&true) {
             self.next += 1;
         }
-        if tcp.flags & FIN != 0 && from + data.len() == self.next {
+        if tcp.flags & FIN != 0 && from.wrapping_add(data.len()) == self.next {
             self.ended = true;
         }
     }
