@@ -40,6 +40,7 @@ __all__ = ["Flow", "Network", "Port", "Slirp", "attach"]
 
 Device: TypeAlias = Literal["any", "tap", "packet"]
 Protocol: TypeAlias = Literal["tcp", "udp"]
+Engine: TypeAlias = Literal["r2d2", "slirp4netns", "pasta"]
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
@@ -104,6 +105,7 @@ class Slirp(NamedTuple):
     deny_names: Iterable[str] = ()
     configure: bool = True
     device: Device = "any"
+    engine: Engine = "r2d2"
 
 
 class Network:
@@ -369,6 +371,7 @@ def attach(
     configure: bool = True,
     userns: StrPath | None = None,
     device: Device = "any",
+    engine: Engine = "r2d2",
 ) -> Network:
     """Gives a network namespace an interface to the world.
 
@@ -393,6 +396,7 @@ def attach(
         device: ``tap``; or ``packet``, a veth pair whose other end is known to nobody but the engine,
             which needs no ``/dev/net/tun``; or ``any``, the first of them that can be had.
         userns: path of the user namespace that owns the one that ``target`` names.
+        engine: ``r2d2``; or ``slirp4netns`` or ``pasta``, where they are installed: see `r2d2.external`.
 
     Raises:
         SpecError: an argument can never work.
@@ -400,6 +404,7 @@ def attach(
             say why.
         SetupNotFoundError: there is no such process or path.
         SetupPermissionError: it belongs to somebody else.
+        UnsupportedError: ``engine`` is not installed, or cannot do what another argument says.
     """
     options = Slirp(
         ifname,
@@ -415,7 +420,13 @@ def attach(
         deny_names,
         configure,
         device,
+        engine,
     )
+    if engine != "r2d2":
+        from . import external
+        from .network import Publish
+
+        return external.attach(target, options, userns, [Publish(*each) for each in (ports or {}).items()])
     network = attach_as(target, options, userns)
     try:
         for host_port, guest_port in (ports or {}).items():
