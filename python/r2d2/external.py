@@ -130,7 +130,7 @@ def command_line(options: Slirp, ports: Iterable[Publish] = ()) -> list[str]:
     prefix = options.cidr.partition("/")[2]
     if options.engine == "slirp4netns":
         words = ["slirp4netns", f"--mtu={options.mtu}", f"--cidr={options.cidr}"]
-        words += ["--enable-sandbox", "--enable-seccomp"]
+        words += ["--enable-seccomp"]
         words += ["--configure"] if options.configure else []
         words += ["--enable-ipv6"] if options.ipv6 else []
         words += [] if options.host_loopback else ["--disable-host-loopback"]
@@ -177,7 +177,8 @@ class _Program:
         """What it said last."""
         self.said.seek(0)
         lines = self.said.read().decode(errors="replace").splitlines()
-        return "; ".join(line for line in lines[-4:] if line and "syslog" not in line)
+        noise = ("syslog", "sent tapfd", "received tapfd", "WARNING: Support for", "seccomp: ")
+        return "; ".join([line for line in lines if line and not any(word in line for word in noise)][-4:])
 
     def request(self, text: str, fds: Sequence[int] = ()) -> str:
         del fds
@@ -382,7 +383,7 @@ def _start(
             [*prelude, *words],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=subprocess.DEVNULL,
             stderr=said,
             # Ctrl-C at our terminal is for us to act on.
             process_group=0,
@@ -408,11 +409,18 @@ def _closing(said: IO[bytes]) -> Any:
 def _where(engine: str, target: int | StrPath, userns: StrPath | None) -> list[str]:
     """The namespace, as the program wants it named."""
     if isinstance(target, int):
-        return [str(target)]
+        return [*(["--enable-sandbox"] if engine == "slirp4netns" else []), str(target)]
     path = os.path.abspath(target)
     if engine == "pasta":
         return ["--netns", path, *(["--netns-only"] if userns is None else ["--userns", os.fspath(userns)])]
-    return ["--netns-type=path", *([] if userns is None else [f"--userns-path={os.fspath(userns)}"]), path]
+    # Its sandbox needs the rights that it has in the user namespace of a process, or root's own.
+    sandbox = ["--enable-sandbox"] if os.geteuid() == 0 else []
+    return [
+        "--netns-type=path",
+        *sandbox,
+        *([] if userns is None else [f"--userns-path={os.fspath(userns)}"]),
+        path,
+    ]
 
 
 def _await(program: _Program, ready: int) -> int:
