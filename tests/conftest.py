@@ -6,16 +6,20 @@ import gc
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 import r2d2
+from _guest import namespace
+from _needs import needs
 from _proc import cgroups, mounts, processes, until
 from r2d2 import _core, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from r2d2 import slirp
 
 
 @pytest.fixture(scope="session")
@@ -100,3 +104,16 @@ def leaks(_warm: None, request: pytest.FixtureRequest) -> Iterator[None]:
     assert _files() <= state[2], "files left"
     now = _descriptors()
     assert not {n: now[n] for n in now if n not in state[3]}, "descriptors left"
+
+
+@pytest.fixture
+def guest() -> Iterator[int]:
+    """A process in a user and a network namespace of its own."""
+    with namespace() as pid:
+        yield pid
+
+
+@pytest.fixture(params=[pytest.param("tap", marks=needs("tun")), "packet"])
+def device(request: pytest.FixtureRequest) -> slirp.Device:
+    """Both kinds of a user-mode network's interface."""
+    return cast("slirp.Device", request.param)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import select
 import signal
@@ -11,82 +10,18 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import pytest
 
 import r2d2
+from _guest import ENTER, echo, inside, interfaces, python, server
 from _needs import needs
 from _proc import until
 from r2d2 import slirp
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = needs("unshare")
-
-
-@pytest.fixture(params=[pytest.param("tap", marks=needs("tun")), "packet"])
-def device(request: pytest.FixtureRequest) -> slirp.Device:
-    """Both kinds of interface."""
-    return cast("slirp.Device", request.param)
-
-
-@pytest.fixture
-def guest() -> Iterator[int]:
-    """A process in a user and a network namespace of its own."""
-    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process.pid
-        process.kill()
-
-
-def inside(pid: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the namespace."""
-    enter = ["nsenter", "-t", str(pid), "-U", "-n", "--preserve-credentials"]
-    return subprocess.run([*enter, *command], capture_output=True, text=True, check=False, timeout=60)
-
-
-def python(pid: int, code: str) -> str:
-    """Runs Python there; what it prints."""
-    done = inside(pid, sys.executable, "-c", "import socket, hashlib\n" + code)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def interfaces(pid: int) -> set[str]:
-    return set(python(pid, "print(*[name for _, name in socket.if_nameindex()])").split())
-
-
-@contextmanager
-def server(answer: object, family: int = socket.AF_INET) -> Iterator[int]:
-    """A TCP server on the host's loopback that calls ``answer(connection)`` for each client."""
-    host = "127.0.0.1" if family == socket.AF_INET else "::1"
-    with socket.create_server((host, 0), family=family) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    answer(connection)  # type: ignore[operator]
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
-
-
-def echo(connection: socket.socket) -> None:
-    while data := connection.recv(65536):
-        connection.sendall(data)
 
 
 def test_interface_has_addresses_routes_and_mtu(guest: int, device: slirp.Device) -> None:
@@ -163,48 +98,6 @@ def test_engine_is_sandboxed(guest: int) -> None:
         if os.geteuid():
             with pytest.raises(PermissionError):
                 os.readlink(f"/proc/{network.pid}/exe")
-
-
-@pytest.mark.parametrize("family", ["4", "6"])
-@pytest.mark.parametrize("mtu", [1500, 65520])
-def test_tcp_both_ways_compared_by_hash(guest: int, device: slirp.Device, family: str, mtu: int) -> None:
-    size = 20_000_000
-    heard: list[str] = []
-    payload = os.urandom(1 << 20)
-
-    def answer(connection: socket.socket) -> None:
-        digest, got = hashlib.sha256(), 0
-        while data := connection.recv(1 << 16):
-            digest.update(data)
-            got += len(data)
-        heard.append(f"{got} {digest.hexdigest()}")
-        for _ in range(size // len(payload)):
-            connection.sendall(payload)
-
-    with (
-        slirp.attach(guest, mtu=mtu, host_loopback=True, device=device) as network,
-        server(answer, socket.AF_INET if family == "4" else socket.AF_INET6) as port,
-    ):
-        gateway = "10.0.2.2" if family == "4" else "fd00::2"
-        said, got = python(
-            guest,
-            f"""
-s = socket.create_connection(("{gateway}", {port}), 10)
-digest, block = hashlib.sha256(), bytes(range(256)) * 4001
-for _ in range(20):
-    s.sendall(block); digest.update(block)
-s.shutdown(socket.SHUT_WR)
-print(20 * len(block), digest.hexdigest())
-digest, n = hashlib.sha256(), 0
-while data := s.recv(1 << 16):
-    digest.update(data); n += len(data)
-print(n, digest.hexdigest())
-""",
-        ).splitlines()
-        assert heard == [said], "the half-closed connection brought everything"
-        whole = hashlib.sha256(payload * (size // len(payload)))
-        assert got == f"{size // len(payload) * len(payload)} {whole.hexdigest()}"
-        assert network.stats()["tcp_out"] == 1
 
 
 def test_udp_both_ways_and_a_refused_port(guest: int, device: slirp.Device) -> None:
@@ -292,8 +185,7 @@ print("ready", flush=True)
     }
 """
     with slirp.attach(guest, device=device) as network:
-        enter = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials"]
-        command = [*enter, sys.executable, "-c", "import socket\n" + code]
+        command = [*ENTER, str(guest), sys.executable, "-c", "import socket\n" + code]
         port = network.add_port(0, 8080, protocol=protocol)
         assert port.host_port != 0
         assert network.ports == (port,)
@@ -364,9 +256,8 @@ def test_flows_and_stats(guest: int) -> None:
         code = f"""
 s = socket.create_connection(("10.0.2.2", {port}), 10); s.recv(1); print("up", flush=True); s.recv(1)
 """
-        enter = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials"]
         with subprocess.Popen(
-            [*enter, sys.executable, "-c", "import socket" + code], stdout=subprocess.PIPE
+            [*ENTER, str(guest), sys.executable, "-c", "import socket" + code], stdout=subprocess.PIPE
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()

@@ -30,13 +30,14 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from . import slirp
 from .errors import ContainerClosed, NetworkError, SpecError, setup_error, unsupported_error
+from .ports import Port
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from . import _core
-    from .network import Publish
-    from .slirp import Port, Protocol, Slirp
+    from .ports import Publish
+    from .slirp import Slirp
     from .spec import StrPath
 
 __all__ = ["External", "attach", "check", "command_line"]
@@ -220,6 +221,8 @@ class _Program:
 class External(slirp.Network):
     """A running slirp4netns or pasta. What only r2d2's engine can do raises UnsupportedError.
 
+    pasta takes ports only when it starts; slirp4netns has them on IPv4 addresses only.
+
     ``fileno()`` is valid until ``close()``.
     """
 
@@ -239,42 +242,23 @@ class External(slirp.Network):
         """``slirp4netns`` or ``pasta``."""
         return self._program.name
 
-    def add_port(
-        self,
-        host_port: int,
-        guest_port: int | None = None,
-        *,
-        protocol: Protocol = "tcp",
-        host: str = "127.0.0.1",
-    ) -> Port:
-        """Leads a port of the host into the namespace, as `r2d2.slirp.Network.add_port` does.
-
-        Raises:
-            UnsupportedError: pasta takes ports only when it starts (``ports=``); slirp4netns has only IPv4.
-            NetworkError: the port cannot be listened on.
-            SpecError: a port is not one.
-        """
-        from .network import Publish
-
-        guest_port = host_port if guest_port is None else guest_port
-        asked = Publish(host_port, guest_port, protocol, host).checked()
+    def _forward(self, port: Publish) -> Port:
+        _check_port(self.engine, port)
         if self.engine == "pasta":
             _cannot("pasta", "ports that are added later: give them when it starts, ports=")
-        if ":" in host:
-            _cannot("slirp4netns", "ports on IPv6 addresses")
         with self._lock:
-            found = _free(asked)
+            found = _free(port)
             arguments = {
-                "proto": protocol,
-                "host_addr": host,
+                "proto": port.protocol,
+                "host_addr": port.host,
                 "host_port": found.host_port,
                 "guest_addr": str(self.address),
-                "guest_port": guest_port,
+                "guest_port": port.guest_port,
             }
             reply = self._program.ask({"execute": "add_hostfwd", "arguments": arguments})
             if "return" not in reply:
-                raise _failure(f"listen on {asked}", errno.EADDRINUSE, str(reply.get("error")))
-            added = slirp.Port(protocol, host, found.host_port, str(self.address), guest_port)
+                raise _failure(f"listen on {port}", errno.EADDRINUSE, str(reply.get("error")))
+            added = Port(port.protocol, port.host, found.host_port, str(self.address), port.guest_port)
             self._ports[added] = reply["return"]["id"]
         return added
 
@@ -290,6 +274,14 @@ class External(slirp.Network):
         with self._lock:
             self._program.ask({"execute": "remove_hostfwd", "arguments": {"id": self._ports[port]}})
             del self._ports[port]
+
+
+def _check_port(name: str, port: Publish) -> None:
+    """What the program cannot lead inside."""
+    if port.protocol == "unix":
+        _cannot(name, "Unix sockets of the host")
+    if name == "slirp4netns" and ":" in port.host:
+        _cannot(name, "ports on IPv6 addresses")
 
 
 def _free(port: Publish) -> Publish:
@@ -331,7 +323,10 @@ def attach(
         NetworkError: the program failed; the message has its words. A port cannot be listened on.
     """
     path = check(options)
-    wanted = [_free(port) for port in ports]
+    asked = [port.checked() for port in ports]
+    for port in asked:
+        _check_port(options.engine, port)
+    wanted = [_free(port) for port in asked]
     # A socket's path has 108 bytes.
     long = len(tempfile.gettempdir()) > 80
     with tempfile.TemporaryDirectory(prefix="r2d2-", dir="/tmp" if long else None) as place:  # noqa: S108
@@ -353,7 +348,7 @@ def attach(
 
 def _shown(network: External, port: Publish) -> Port:
     guest = network.address6 if ":" in port.host and network.address6 else network.address
-    return slirp.Port(port.protocol, port.host, port.host_port, str(guest), port.guest_port)
+    return Port(port.protocol, port.host, port.host_port, str(guest), port.guest_port)
 
 
 def _start(

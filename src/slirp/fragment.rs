@@ -63,6 +63,12 @@ impl Reassembly {
         Some((Ip { part: None, ..*ip }, whole.data))
     }
 
+    /// How many packets are incomplete.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.contexts.len()
+    }
+
     /// The context of that name; a new one takes the place of the oldest if there are too many.
     fn find(&mut self, name: Name, now: Time) -> usize {
         if let Some(at) = self.contexts.iter().position(|c| c.name == name) {

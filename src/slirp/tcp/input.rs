@@ -1,7 +1,7 @@
 //! A segment from the guest: is it acceptable, and what does it acknowledge?
 
-use super::{ACK_OWED, FIN_ACKED, FIN_SENT, Fate, Recovery, SACK, State, Tcb, Timer, seq};
-use super::{MAX_RTO, MIN_RTO};
+use super::{ACK_OWED, AMBIGUOUS, FIN_ACKED, FIN_SENT, Fate, Recovery, SACK, State, Tcb, Timer, seq};
+use super::{FIRST_RTO, MAX_RTO, MIN_RTO, SOON};
 use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
@@ -129,7 +129,6 @@ impl Tcb {
         }
         if seq::after(seg.ack, self.snd_una) {
             self.measure(core.now, seg.ack);
-            self.end_backoff();
             self.snd_una = seg.ack;
             self.dupacks = 0;
             self.retries = 0;
@@ -145,10 +144,10 @@ impl Tcb {
         } else if seg.ack == self.snd_una && outstanding && bare && (news || window == self.snd_wnd) {
             self.dupacks = self.dupacks.saturating_add(1);
         }
-        // RFC 9293 §3.10.7.4: only newer segments set the window.
+        // RFC 9293 §3.10.7.4: only newer segments set the window, and it counts from what they acknowledge.
         let newer =
             seq::before(self.wl.0, seg.seq) || (self.wl.0 == seg.seq && !seq::before(seg.ack, self.wl.1));
-        if newer {
+        if newer && seg.ack == self.snd_una {
             if self.snd_wnd == 0 && window > 0 && self.timer == Timer::Persist {
                 self.stop_timer();
                 self.retries = 0;
@@ -184,6 +183,7 @@ impl Tcb {
                 recovery.until = Some(nxt);
                 recovery.next = una;
                 self.timed = None;
+                self.flags &= !AMBIGUOUS;
             }
             None => return,
             Some(_) => {}
@@ -209,7 +209,11 @@ impl Tcb {
         news
     }
 
-    /// Takes a round trip's measure if the timed segment is acknowledged (RFC 6298, with Karn's rule).
+    /// Takes a round trip's measure if the timed segment is acknowledged (RFC 6298).
+    ///
+    /// What was sent again because the timer ran out measures nothing (Karn's rule). But if its answer comes at once,
+    /// it was lost, and the timer is right: its doubling ends. If the answer takes its time, the path may be longer
+    /// than the timer: that stays doubled until something is acknowledged that was sent once.
     pub(super) fn measure(&mut self, now: Time, ack: u32) {
         let Some((end, sent)) = self.timed else { return };
         if seq::before(ack, end) {
@@ -217,6 +221,13 @@ impl Tcb {
         }
         self.timed = None;
         let rtt = now.saturating_sub(sent).clamp(1, MAX_SAMPLE) as u32;
+        if self.has(AMBIGUOUS) {
+            self.clear(AMBIGUOUS);
+            if rtt <= SOON.max(self.srtt.saturating_mul(2)) {
+                self.end_backoff();
+            }
+            return;
+        }
         if self.srtt == 0 {
             self.srtt = rtt;
             self.rttvar = rtt / 2;
@@ -227,11 +238,10 @@ impl Tcb {
         self.end_backoff();
     }
 
-    /// The timer as the measurements have it: what is acknowledged ends its doubling.
+    /// The timer as the measurements have it.
     fn end_backoff(&mut self) {
-        if self.srtt != 0 {
-            self.rto = self.srtt.saturating_add(4 * self.rttvar).clamp(MIN_RTO, MAX_RTO);
-        }
+        let measured = self.srtt.saturating_add(4 * self.rttvar).clamp(MIN_RTO, MAX_RTO);
+        self.rto = if self.srtt == 0 { FIRST_RTO } else { measured };
     }
 
     /// An acknowledgement will be sent when the batch ends.

@@ -52,7 +52,8 @@ impl Tcb {
                 }
                 Some(n) => {
                     self.snd_nxt = self.snd_nxt.wrapping_add(n);
-                    if self.timed.is_none() {
+                    // While a hole is being filled, acknowledgements wait for that.
+                    if self.timed.is_none() && self.recovery.as_ref().is_none_or(|r| r.until.is_none()) {
                         self.timed = Some((self.snd_nxt, core.now));
                     }
                     if self.timer != Timer::Retransmit {

@@ -1,6 +1,6 @@
 //! What happens when nothing does: retransmission, window probes, keepalive, the end of `TIME_WAIT`.
 
-use super::{FIN_SENT, Fate, MAX_RTO, Recovery, State, Tcb, Timer};
+use super::{AMBIGUOUS, FIN_SENT, Fate, MAX_RTO, Recovery, State, Tcb, Timer};
 use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
@@ -40,9 +40,9 @@ impl Tcb {
             return self.abort(core, key);
         }
         self.rto = self.rto.saturating_mul(2).min(MAX_RTO);
-        // What is being timed goes on being timed: if the path is longer than the timer, the answer to the first
-        // sending teaches that, and Karn's rule would keep it from ever being learnt. A true loss adds no more
-        // than the timer to one sample.
+        // From here on it is seen how soon the answer comes: see `measure`.
+        self.timed = Some((self.snd_una.wrapping_add(1), core.now));
+        self.set(AMBIGUOUS);
         if self.half_open() {
             core.stats.retransmits += 1;
             self.send_syn(core, key);

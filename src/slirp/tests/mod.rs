@@ -1,6 +1,7 @@
 //! The engine over a cable in memory, with a simulated host and a virtual clock: the cases of the RFCs, one test
 //! each, frame by frame, without privileges and without waiting.
 
+mod fuzz;
 mod noise;
 mod packets;
 mod peer;
@@ -10,7 +11,7 @@ mod tcp_data;
 mod tcp_loss;
 mod tcp_open;
 
-use super::config::Config;
+use super::config::{Config, Loopback};
 use super::device::{Capabilities, Memory, pair};
 use super::engine::Engine;
 use super::host::Sock;

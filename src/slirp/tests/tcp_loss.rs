@@ -129,3 +129,43 @@ fn host_queue_holds_what_is_not_acknowledged() {
     assert_eq!(net.host().sockets[conn.sock as usize].queue.len(), 10_000);
     assert_eq!(net.engine.core.buffered, 0);
 }
+
+#[test]
+fn nothing_that_is_acknowledged_stays_in_the_hosts_queue() {
+    // Linux frees what it has joined only as a whole: a rest of a few bytes can keep the sender's window shut.
+    let mut net = Net::new();
+    let mut conn = net.open();
+    net.host().feed(conn.sock, &vec![1; 65_000]);
+    net.step();
+    net.all();
+    for step in [60_000, 4_999] {
+        conn.ack = conn.ack.wrapping_add(step);
+        conn.send(&mut net, ACK, b"");
+    }
+    assert_eq!(net.host().sockets[conn.sock as usize].queue.len(), 65_000 - 60_000, "more is under way");
+    conn.ack = conn.ack.wrapping_add(1);
+    conn.send(&mut net, ACK, b"");
+    assert_eq!(net.host().sockets[conn.sock as usize].queue.len(), 0);
+}
+
+#[test]
+fn repeated_losses_do_not_stretch_the_timer() {
+    // A measure that took the timer itself for a round trip would grow it each time.
+    let mut net = Net::new();
+    let mut conn = net.open();
+    let began = net.now;
+    for _ in 0..12 {
+        let starts = flight(&mut net, &mut conn, 1);
+        let again = loop {
+            net.wait(SEC / 20);
+            if let Some(frame) = net.recv() {
+                break frame.tcp().0.seq;
+            }
+        };
+        assert_eq!(again, starts[0]);
+        conn.ack = starts[0].wrapping_add(1460);
+        conn.send(&mut net, ACK, b"");
+        net.quiet();
+    }
+    assert!(net.now - began < 4 * SEC, "{} µs", net.now - began);
+}

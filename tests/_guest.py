@@ -1,0 +1,105 @@
+"""A namespace to attach a network to, programs in it, and servers of the host that they talk to."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import r2d2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from r2d2 import slirp
+
+#: Enters a namespace as the user who owns it.
+ENTER = ("nsenter", "-U", "-n", "--preserve-credentials", "-t")
+
+
+@contextmanager
+def namespace() -> Iterator[int]:
+    """A process in a user and a network namespace of its own."""
+    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def inside(pid: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the namespace."""
+    return subprocess.run(
+        [*ENTER, str(pid), *command], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def spawn(pid: int, code: str) -> subprocess.Popen[str]:
+    """Starts Python there; its output is a pipe."""
+    command = [*ENTER, str(pid), sys.executable, "-c", "import socket, hashlib, time\n" + code]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def python(pid: int, code: str, look: Callable[[], str] | None = None) -> str:
+    """Runs Python there; what it prints. If it takes a minute, ``look()`` says how things stand then."""
+    with spawn(pid, code) as process:
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired as error:
+            stood = look() if look else ""
+            process.kill()
+            raise AssertionError(f"{error}\n{stood}") from error
+    assert process.returncode == 0, f"{err}\n{look() if look else ''}"
+    return out.strip()
+
+
+def interfaces(pid: int) -> set[str]:
+    """Names of the interfaces there."""
+    return set(python(pid, "print(*[name for _, name in socket.if_nameindex()])").split())
+
+
+def situation(pid: int, network: slirp.Network, port: int) -> str:
+    """How connections to a port of the host stand: the engine's figures, both kernels' sockets, the link."""
+    ours = ["ss", "-tmino", "sport", "=", str(port), "or", "dport", "=", str(port)]
+    try:
+        engine = f"{network.stats()}\n{network.flows()}"
+    except (r2d2.R2d2Error, OSError) as error:
+        engine = repr(error)
+    outside = subprocess.run(ours, capture_output=True, text=True, check=False, timeout=60).stdout
+    looks = (ours, ["ip", "-s", "link"], ["ip", "neigh"], ["ip", "-6", "addr"])
+    shown = [inside(pid, *command).stdout for command in looks]
+    return "\n".join([f"engine: {engine}", "outside:", outside, "inside:", *shown])
+
+
+@contextmanager
+def server(answer: Callable[[socket.socket], object], family: int = socket.AF_INET) -> Iterator[int]:
+    """A TCP server on the host's loopback that calls ``answer(connection)`` for each client, one by one."""
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    with socket.create_server((host, 0), family=family) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    answer(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def echo(connection: socket.socket) -> None:
+    """Sends back what comes."""
+    while data := connection.recv(65536):
+        connection.sendall(data)
