@@ -41,6 +41,7 @@ REASONS = {
     "asyncio": "needs pytest-asyncio",
     "testinfra": "needs pytest-testinfra",
     "testcontainers": "needs testcontainers",
+    "pasta": "needs pasta",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -125,6 +126,7 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "asyncio": lambda: find_spec("pytest_asyncio") is not None,
     "testinfra": lambda: find_spec("testinfra") is not None,
     "testcontainers": lambda: find_spec("testcontainers") is not None,
+    "pasta": lambda: _there("pasta"),
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 

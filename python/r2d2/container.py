@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .users import Identity
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_NETWORKS = ("none", "host", "slirp")
+_NETWORKS = ("none", "host", "slirp", "slirp4netns", "pasta")
 _STORAGE = ("auto", "tmpfs", "disk")
 _numbers = count(1)
 
@@ -69,6 +69,7 @@ class Container:
         workdir: default working directory inside.
         network: ``"none"`` (only ``lo``), ``"host"`` (the caller's), or ``"slirp"``: a network of its own
             that reaches what the caller reaches, by ordinary sockets (an ``r2d2.Slirp`` has options).
+            ``"slirp4netns"`` and ``"pasta"`` have these programs do it, where they are installed.
         ports: with ``"slirp"``, ports of the host that lead inside: ``{8080: 80}``, or strings such as
             ``"8080:80"``, ``"0.0.0.0:53:53/udp"``, ``"8000-8010:8000-8010"``, or ``"./app.sock:80"`` for a
             Unix socket. The host's address is 127.0.0.1 unless given.

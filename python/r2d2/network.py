@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import NetworkError, R2d2Error, SpecError
 from .explain import ExplainedStep
@@ -19,7 +19,8 @@ from .slirp import Slirp, addresses, attach_as, describe, search_domains
 
 if TYPE_CHECKING:
     from .container import Container
-    from .slirp import Network
+    from .slirp import Engine, Network
+    from .spec import StrPath
 
 __all__ = ["Publish"]
 
@@ -36,6 +37,8 @@ def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp,
         options = network
     elif network == "slirp":
         options = Slirp()
+    elif network in ("slirp4netns", "pasta"):
+        options = Slirp(engine=cast("Engine", network))
     elif network in ("none", "host"):
         raise SpecError(f"ports: network={network!r} has none to lead to").with_hint('network="slirp" has')
     else:
@@ -53,6 +56,10 @@ def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp,
     if not options.configure:
         raise SpecError("configure=False: a container's programs could not configure it before they start")
     describe(options)
+    if options.engine != "r2d2":
+        from . import external
+
+        external.check(options)
     return options, _ports_of(ports)
 
 
@@ -85,22 +92,33 @@ def connect(container: Container, options: Slirp) -> None:
     """Gives a container that has just been started its network, or ends it."""
     began = time.perf_counter_ns()
     try:
-        container._network = network = _attach(container.pid, options)
-        for port in container.spec.ports:
-            listen(network, port)
-    except BaseException:
+        container._network = network = attach(container.pid, options, None, container.spec.ports)
+    except BaseException as error:
         container.stop()
+        if isinstance(error, OSError) and not isinstance(error, NetworkError):
+            raise _failure(_TITLE, error) from error
         raise
     container._network_took = time.perf_counter_ns() - began
     if container._closed:  # by another thread, which could not know of it yet
         network.close()
 
 
-def _attach(pid: int, options: Slirp) -> Network:
+def attach(
+    target: int | StrPath, options: Slirp, userns: StrPath | None, ports: Iterable[Publish]
+) -> Network:
+    """A network with its ports, by whichever engine ``options`` names."""
+    if options.engine != "r2d2":
+        from . import external
+
+        return external.attach(target, options, userns, ports)
+    network = attach_as(target, options, userns)
     try:
-        return attach_as(pid, options)
-    except OSError as error:
-        raise _failure(_TITLE, error) from error
+        for port in ports:
+            listen(network, port)
+    except BaseException:
+        network.close()
+        raise
+    return network
 
 
 def listen(network: Network, port: Publish) -> None:
@@ -136,17 +154,25 @@ def _failure(step: str, error: OSError) -> R2d2Error:
 
 def explained(options: Slirp, number: int, took: int | None) -> ExplainedStep:
     """The step, as ``explain()`` shows it."""
+    if options.engine == "pasta":
+        from .external import command_line
+
+        return _step(number, took, " ".join([*command_line(options), "PID"]))
     words = ["slirp4netns", "--configure", f"--mtu={options.mtu}", f"--cidr={options.cidr}"]
     if options.host_loopback is False:
         words.append("--disable-host-loopback")
     if options.ipv6:
         words.append("--enable-ipv6")
+    return _step(number, took, " ".join([*words, "PID", options.ifname]))
+
+
+def _step(number: int, took: int | None, command: str) -> ExplainedStep:
     return ExplainedStep(
         number,
         "caller",
         _TITLE,
         "pidfd_open execve setns socket socketpair",
-        " ".join([*words, "PID", options.ifname]),
+        command,
         "a process with ordinary sockets of the caller speaks for the container to the world",
         took=took,
     )

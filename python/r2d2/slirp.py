@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Flow", "Network", "Port", "Slirp", "attach"]
 
 Device: TypeAlias = Literal["any", "tap", "packet"]
+Engine: TypeAlias = Literal["r2d2", "slirp4netns", "pasta"]
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
@@ -86,6 +87,7 @@ class Slirp(NamedTuple):
     deny_names: Iterable[str] = ()
     configure: bool = True
     device: Device = "any"
+    engine: Engine = "r2d2"
 
 
 class Network:
@@ -395,6 +397,7 @@ def attach(
     configure: bool = True,
     userns: StrPath | None = None,
     device: Device = "any",
+    engine: Engine = "r2d2",
 ) -> Network:
     """Gives a network namespace an interface to the world.
 
@@ -419,6 +422,7 @@ def attach(
         device: ``tap``; or ``packet``, a veth pair whose other end is known to nobody but the engine,
             which needs no ``/dev/net/tun``; or ``any``, the first of them that can be had.
         userns: path of the user namespace that owns the one that ``target`` names.
+        engine: ``r2d2``; or ``slirp4netns`` or ``pasta``, where they are installed: see `r2d2.external`.
 
     Raises:
         SpecError: an argument can never work.
@@ -426,6 +430,7 @@ def attach(
             say why.
         SetupNotFoundError: there is no such process or path.
         SetupPermissionError: it belongs to somebody else.
+        UnsupportedError: ``engine`` is not installed, or cannot do what another argument says.
     """
     options = Slirp(
         ifname,
@@ -441,7 +446,12 @@ def attach(
         deny_names,
         configure,
         device,
+        engine,
     )
+    if engine != "r2d2":
+        from . import external
+
+        return external.attach(target, options, userns, [Publish(*each) for each in (ports or {}).items()])
     network = attach_as(target, options, userns)
     try:
         for host_port, guest_port in (ports or {}).items():

@@ -99,13 +99,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             let port = if client.port() == 0 { self.next_port() } else { client.port() };
             // Two clients on different loopback addresses may have the same port.
             let Some(key) = (0..=u16::MAX)
-                .map(|i| {
-                    Key::new(
-                        ip::TCP,
-                        forward.to,
-                        SocketAddr::new(address, port.wrapping_add(i).max(1)),
-                    )
-                })
+                .map(|i| Key::new(ip::TCP, forward.to, SocketAddr::new(address, port.wrapping_add(i).max(1))))
                 .find(|key| self.is_free(key))
             else {
                 self.core.host.close(sock, true);

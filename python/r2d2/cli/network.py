@@ -42,6 +42,12 @@ def add(verbs: Verbs) -> None:
     )
     add_option("--ipv6", action=argparse.BooleanOptionalAction, default=True, help="fd00::/64 besides")
     add_option("--device", choices=("any", "tap", "packet"), default="any", help="what the interface is")
+    add_option(
+        "--engine",
+        choices=("r2d2", "slirp4netns", "pasta"),
+        default="r2d2",
+        help="who does it (r2d2); the others where they are installed",
+    )
     add_option("--userns", metavar="PATH", help="the user namespace that owns the one at PATH")
     add_option(
         "-p",
@@ -67,9 +73,9 @@ def slirp(arguments: argparse.Namespace) -> int:
     """``r2d2 slirp``."""
     import select
 
-    from r2d2.network import listen
+    from r2d2.network import attach
     from r2d2.ports import parse_ports
-    from r2d2.slirp import Slirp, attach_as
+    from r2d2.slirp import Slirp
 
     from .foreground import forwarding
 
@@ -78,10 +84,8 @@ def slirp(arguments: argparse.Namespace) -> int:
     fields = {name: getattr(arguments, name) for name in Slirp._fields if hasattr(arguments, name)}
     with (
         forwarding() as forward,
-        attach_as(target, Slirp(**fields), arguments.userns) as network,
+        attach(target, Slirp(**fields), arguments.userns, ports) as network,
     ):
-        for port in ports:
-            listen(network, port)
         try:
             forward.target = _stop
             what = f"{network.address}, router {network.gateway}, DNS {network.dns}"

@@ -38,8 +38,8 @@ def add_container(parser: argparse.ArgumentParser) -> None:
     add("-h", "--hostname", metavar="NAME", help="host name inside (r2d2)")
     add(
         "--network",
-        metavar="none|host|slirp",
-        choices=("none", "host", "slirp"),
+        metavar="none|host|slirp|slirp4netns|pasta",
+        choices=("none", "host", "slirp", "slirp4netns", "pasta"),
         default="none",
         help="only lo, ours, or one of its own that reaches what we reach",
     )
