@@ -120,6 +120,10 @@ pub struct Config {
     pub denied_names: Vec<String>,
     /// Who may be reached.
     pub rules: Vec<Rule>,
+    /// There is no way out: nobody but ourselves is reached, and names that we do not know do not exist.
+    pub closed: bool,
+    /// Whether we offer addresses and routes to those who ask for them (DHCP, router solicitations).
+    pub services: bool,
     /// Bounds.
     pub limits: Limits,
 }
@@ -148,6 +152,8 @@ impl Default for Config {
             names: Vec::new(),
             denied_names: Vec::new(),
             rules: Vec::new(),
+            closed: false,
+            services: true,
             limits: Limits::default(),
         }
     }
@@ -203,7 +209,7 @@ impl Config {
                 Verdict::Refuse(Refusal::Net)
             };
         }
-        if !routable(to) {
+        if !routable(to) || (self.closed && !self.is_local(to)) {
             return Verdict::Refuse(Refusal::Net);
         }
         if self.is_local(to) {

@@ -53,7 +53,8 @@ pub fn local<H: Host, D: Device>(core: &Core<H, D>, message: &[u8]) -> Option<Ve
     if let Some((_, addresses)) = config.names.iter().find(|(name, _)| *name == query.name) {
         return Some(query.answer(dns::NO_ERROR, addresses, TTL));
     }
-    config.resolvers.is_empty().then(|| query.answer(dns::SERVER_FAILURE, &[], 0))
+    let unknown = if config.closed { dns::NO_NAME } else { dns::SERVER_FAILURE };
+    (config.closed || config.resolvers.is_empty()).then(|| query.answer(unknown, &[], 0))
 }
 
 impl Relay {
