@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from _guest import namespace, python, spawn
+from _guest import inside, namespace, python, spawn
 
 if TYPE_CHECKING:
     import subprocess
@@ -59,10 +59,14 @@ while (data := s.recv(65536)[:8]) != b"the last": print(int.from_bytes(data, "bi
 
 
 def received(
-    network: r2d2.Network, pids: dict[str, int], sender: str, receiver: str, count: int
+    network: r2d2.Network, pids: dict[str, int], sender: str, receiver: str, count: int, **impairment: Any
 ) -> list[int]:
-    """Sends numbered datagrams from one node to another: those that came, in their order."""
+    """Sends numbered datagrams over a link with this impairment: those that came, in their order."""
     address = network.members[receiver].address
+    if impairment:
+        # First it must be known who has the address: datagrams wait for that as long as it takes.
+        assert inside(pids[sender], "ping", "-c1", "-W5", str(address)).returncode == 0
+        network.link(sender, receiver, both=False).set(**impairment)
     with serving(pids[receiver], COLLECT) as collector:
         python(
             pids[sender],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .errors import NetworkError, SetupError, SpecError
@@ -73,7 +73,14 @@ class Seat:
     interface: Interface
     member: Member
     joined: bool = False
-    names: tuple[str, ...] = field(default=())
+    names: tuple[str, ...] = ()
+    #: Networks that the member is in besides.
+    others: tuple[Network, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Its names as the resolver reads them; none before it has joined."""
+        addresses = f"{self.interface.address} {self.interface.address6 or ''}".rstrip()
+        return [f"{name} {addresses}" for name in self.names if self.joined]
 
 
 def refused(number: int, message: str, hint: str | None = None) -> NetworkError:
@@ -190,9 +197,19 @@ def connect(container: Container) -> None:
             network = member.network
             joined.append(network._attempt(container.pid, interface, default_route=network is way_out))
             container._interfaces = (*joined, *reserved[len(joined) :])
+        tell(container)
     except BaseException:
         container.stop()
         raise
+
+
+def tell(container: Container) -> None:
+    """Lets each of its networks know of the others."""
+    networks = [member.network for member in container._members]
+    if len(networks) < 2:
+        return
+    for network, interface in zip(networks, container._interfaces, strict=False):
+        network._beside(interface.node, [other for other in networks if other is not network])
 
 
 def release(container: Container) -> None:

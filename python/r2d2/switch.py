@@ -25,21 +25,25 @@ from typing import TYPE_CHECKING, Any, Self
 from . import _core
 from .errors import ContainerClosed, NetworkError, SpecError
 from .link import GATEWAY, Linked
-from .member import Interface, Member, Seat, check_distinct, failed, refused, route
+from .member import Interface, Member, Seat, check_distinct, failed, refused, route, tell
 from .slirp import _DOMAIN, _NAME, Slirp, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
+    from .capture import Capture
     from .container import Container
     from .slirp import Address, Device
+    from .spec import StrPath
 
 __all__ = ["Network"]
 
 _V4 = ipaddress.IPv4Network
 _subnets = count()
 _numbers = count(1)
+#: One for all networks of this process: a member of several is known to each of them.
+_LOCK = threading.RLock()
 
 
 def _subnet(subnet: str | None) -> ipaddress.IPv4Network:
@@ -133,7 +137,7 @@ class Network(Linked):
         ]
         self._description = "\n".join(lines)
         super().__init__(self.name)
-        self._lock = threading.RLock()
+        self._lock = _LOCK
         self._network: _core.Network | None = None
         self._closed = False
         self._seats: dict[str, Seat] = {}
@@ -357,14 +361,34 @@ class Network(Linked):
                 return
             with suppress(OSError):  # it has ended by itself
                 self._ask(f"unport {node}")
+            with suppress(OSError):  # and so has the network
                 self._tell_names()
+                for other in seat.others:
+                    if other.alive:
+                        other._tell_names(others=False)
 
-    def _tell_names(self) -> None:
+    def _tell_names(self, *, others: bool = True) -> None:
+        """Tells the resolver who is there; a member of several networks asks the first of them for all."""
         lines = ["names"]
         for seat in self._seats.values():
-            addresses = f"{seat.interface.address} {seat.interface.address6 or ''}".rstrip()
-            lines += [f"{name} {addresses}" for name in seat.names if seat.joined]
+            lines += seat.lines()
+            own = seat.interface
+            for other in seat.others:
+                rows = [row for each in other._seats.values() for row in each.lines()]
+                for asker in filter(None, (own.address, own.address6)):
+                    lines += [f"@{asker} {row}" for row in rows]
         self._ask("\n".join(lines))
+        if others:
+            for network in {other for seat in self._seats.values() for other in seat.others}:
+                if network.alive:
+                    network._tell_names(others=False)
+
+    def _beside(self, node: str, others: Iterable[Network]) -> None:
+        """A member is in other networks too."""
+        with self._lock:
+            if node in self._seats:
+                self._seats[node].others = tuple(others)
+                self._tell_names()
 
     def join(
         self,
@@ -412,6 +436,7 @@ class Network(Linked):
         joined = self._attempt(pid, reserved, default_route=default)
         container._members += (member,)
         container._interfaces += (joined,)
+        tell(container)
         return joined
 
     def _attempt(self, pid: int, reserved: Interface, *, default_route: bool) -> Interface:
@@ -440,6 +465,40 @@ class Network(Linked):
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def capture(
+        self,
+        path: StrPath | None = None,
+        *,
+        nodes: str | Iterable[str] | None = None,
+        at: str | None = None,
+        protocol: str | Iterable[str] | None = None,
+        port: int | Iterable[int] | None = None,
+        host: str | Iterable[str] | None = None,
+        snap: int = 65549,
+        limit: int | None = None,
+    ) -> Capture:
+        """Writes down what passes, from now until the capture ends, as pcapng (tcpdump, Wireshark).
+
+        Args:
+            path: a file, which is replaced; in memory if None.
+            nodes: at these members' interfaces only.
+            at: frames as they are ``sent`` (once each, whatever becomes of them), as ``received``, or
+                ``both``; ``sent`` if None, with ``nodes`` ``both``.
+            protocol: ``arp``, ``icmp``, ``tcp``, ``udp``, or several of them.
+            port, host: from or to one of these ports, or addresses.
+            snap: so many bytes of each frame are kept.
+            limit: the largest size in bytes; none if None, but 256 MiB in memory.
+
+        Raises:
+            SpecError: it can never work.
+            OSError: the file cannot be made.
+        """
+        from .capture import Capture, listed, request
+
+        names = [self._node(name) for name in listed(nodes)]
+        limit = 256 << 20 if limit is None and path is None else limit
+        return Capture(self, path, request(names, at, protocol, port, host, snap, limit))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Counters by node: packets and bytes that it sent and received, and what was dropped, by reason.

@@ -116,6 +116,8 @@ pub struct Config {
     pub search: Vec<String>,
     /// Names that we answer ourselves; lower case.
     pub names: Vec<(String, Vec<IpAddr>)>,
+    /// The same for one asker only; lower case.
+    pub views: Vec<(IpAddr, String, Vec<IpAddr>)>,
     /// Names that are not resolved: each with everything below it; lower case.
     pub denied_names: Vec<String>,
     /// Who may be reached.
@@ -150,6 +152,7 @@ impl Default for Config {
             resolvers: Vec::new(),
             search: Vec::new(),
             names: Vec::new(),
+            views: Vec::new(),
             denied_names: Vec::new(),
             rules: Vec::new(),
             closed: false,

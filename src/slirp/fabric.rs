@@ -42,8 +42,8 @@ pub trait Ports {
     /// Hands a frame with its header to `node`; false if there was no room.
     fn send(&mut self, node: Node, frame: &[u8]) -> bool;
 
-    /// A frame has set out from a node, or (with `to`) has arrived.
-    fn seen(&mut self, _from: Node, _to: Option<Node>, _frame: &[u8]) {}
+    /// A node has sent a frame, or received it.
+    fn seen(&mut self, _node: Node, _received: bool, _frame: &[u8]) {}
 }
 
 /// Frames on the wire, and their bytes.
@@ -220,7 +220,7 @@ impl Fabric {
             return;
         }
         member.sent.add(segment::count(frame), frame);
-        ports.seen(from, None, frame);
+        ports.seen(from, false, frame);
         self.enter(now, Hop::Out(from), frame, ports);
         if !self.wire.is_empty() {
             self.advance(now, ports);
@@ -349,7 +349,7 @@ impl Fabric {
         }
         member.received.add(frames, frame);
         self.pairs[usize::from(from)][usize::from(to)].passed.add(frames, frame);
-        ports.seen(from, Some(to), frame);
+        ports.seen(to, true, frame);
     }
 
     /// The counters of the network and of each node, a node a line, up to `most` bytes.

@@ -19,10 +19,12 @@
 //! | `port db tap 1 1 1` with an interface and the member's pidfd | `ok` |
 //! | `unport db` | `ok` |
 //! | `up` | `ok` and the names of those that are |
-//! | `names`, then a name and its addresses a line | `ok` |
+//! | `names`, then a name and its addresses a line, with `@` and an address first for that asker only | `ok` |
 //! | `link between db web 50000 0 0 0 0 0 0 1000`, or `out db …`, `into db …` | `ok` |
 //! | `cut on` or `cut off`, then two names a line; `heal` | `ok` |
 //! | `passed between db web`, or `out db`, `into db` | `ok` and the counters of that direction |
+//! | `capture 65535 1000000`, then `sent`, `received`, `node db`, `protocol tcp`, `port 80`, `host 10.0.2.9` a line, with a file | `ok 0` |
+//! | `captured 0`; `uncapture 0`, which ends it | `ok`, frames written, frames that there was no room for |
 //! | `stats`; `gateway` | `ok`, then the counters of a node a line; of the engine |
 //!
 //! A failure is `error`, step, system call and errno, separated by tabs.
@@ -268,9 +270,23 @@ fn name(mut words: std::str::SplitWhitespace<'_>) -> Option<(String, Vec<IpAddr>
     Some((name, words.map(str::parse).collect::<Result<_, _>>().ok()?))
 }
 
-/// The names of a `names` request, one a line.
-pub fn names<'a>(lines: impl Iterator<Item = &'a str>) -> Option<Vec<(String, Vec<IpAddr>)>> {
-    lines.map(|line| name(line.split_whitespace())).collect()
+/// A name with its addresses.
+type Name = (String, Vec<IpAddr>);
+
+/// The names of a `names` request, one a line: those for all, and those for one asker (`@10.0.2.9 db …`).
+pub fn names<'a>(lines: impl Iterator<Item = &'a str>) -> Option<(Vec<Name>, Vec<(IpAddr, String, Vec<IpAddr>)>)> {
+    let (mut all, mut views) = (Vec::new(), Vec::new());
+    for line in lines {
+        match line.strip_prefix('@') {
+            None => all.push(name(line.split_whitespace())?),
+            Some(line) => {
+                let (asker, rest) = line.split_once(' ')?;
+                let (name, addresses) = name(rest.split_whitespace())?;
+                views.push((asker.parse().ok()?, name, addresses));
+            }
+        }
+    }
+    Some((all, views))
 }
 
 /// The resolvers of a `resolvers` request.

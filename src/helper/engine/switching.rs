@@ -13,9 +13,10 @@ use crate::slirp::device::{self, Capabilities, Device, MAX_FRAME, Memory};
 use crate::slirp::engine::{BATCH, Engine};
 use crate::slirp::fabric::{Fabric, Hop, Node, Ports};
 use crate::slirp::link::Impairment;
+use crate::slirp::pcapng::{Capture, Filter};
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CONTROL: Fd = 0;
 /// Tokens that are not flows': a flow's generation would have to reach its last value to look like one.
@@ -42,8 +43,33 @@ struct Port {
     takes: Capabilities,
 }
 
+/// A file of the owner's, closed with its capture.
+struct File(Fd);
+
+impl std::io::Write for File {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        sys::write(self.0, bytes).map_err(std::io::Error::from_raw_os_error)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        sys::close(self.0);
+    }
+}
+
 /// Where frames go.
 struct Joined {
+    captures: Vec<Option<Capture<File>>>,
+    /// Names of nodes, for captures.
+    names: Vec<String>,
+    /// The time at which the clock stood at zero, since 1970.
+    epoch: Duration,
+    start: Instant,
     /// By node.
     ports: Vec<Option<Port>>,
     /// The end of the cable to the engine.
@@ -57,6 +83,17 @@ impl Ports for Joined {
         match self.ports.get(usize::from(node)) {
             Some(Some(port)) => port.takes,
             _ => Capabilities::ALL,
+        }
+    }
+
+    fn seen(&mut self, node: Node, received: bool, frame: &[u8]) {
+        if self.captures.is_empty() {
+            return;
+        }
+        let time = (self.epoch + self.start.elapsed()).as_micros() as Time;
+        let name = self.names.get(usize::from(node)).map_or("", String::as_str);
+        for capture in self.captures.iter_mut().flatten() {
+            capture.frame(time, node, name, received, frame);
         }
     }
 
@@ -85,6 +122,7 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     // PR_SET_TIMERSLACK: the kernel's 50 µs would be felt.
     let _ = sys::prctl(29, 1);
     let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let (near, cable) = device::pair(Capabilities::ALL, CABLE);
     let mut fabric = Fabric::new(setup.seed);
     fabric.join("gateway");
@@ -94,9 +132,17 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     Loop {
         engine,
         fabric,
-        joined: Joined { ports: vec![None], cable, waiting: false },
+        joined: Joined {
+            ports: vec![None],
+            cable,
+            waiting: false,
+            captures: Vec::new(),
+            names: vec!["gateway".into()],
+            epoch,
+            start,
+        },
         epoll,
-        start: Instant::now(),
+        start,
         spin,
         credit: 8,
         buffer: vec![0; MAX_FRAME],
@@ -267,7 +313,9 @@ impl Loop {
                 return Ok(format!("ok {}", names.join(" ")));
             }
             "names" => {
-                self.engine.core.config.names = control::names(text.lines().skip(1)).ok_or(sys::EINVAL)?;
+                let (names, views) = control::names(text.lines().skip(1)).ok_or(sys::EINVAL)?;
+                self.engine.core.config.names = names;
+                self.engine.core.config.views = views;
             }
             "link" => {
                 let hop = self.hop(&mut words)?;
@@ -287,6 +335,30 @@ impl Loop {
                 let hop = self.hop(&mut words)?;
                 return Ok(format!("ok {}", self.fabric.hop_line(hop)));
             }
+            "capture" => {
+                let mut number = || words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL);
+                let (snap, limit): (u64, u64) = (number()?, number()?);
+                let [file] = *fds else { return Err(sys::EINVAL) };
+                let filter = self.filter(text.lines().skip(1))?;
+                let made = Capture::new(File(file), filter, snap as usize, limit).map_err(|_| sys::EINVAL)?;
+                let captures = &mut self.joined.captures;
+                let at = captures.iter().position(Option::is_none).unwrap_or(captures.len());
+                captures.resize_with(captures.len().max(at + 1), || None);
+                if let Some(place) = captures.get_mut(at) {
+                    *place = Some(made);
+                }
+                return Ok(format!("ok {at}"));
+            }
+            "captured" | "uncapture" => {
+                let at: usize = words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL)?;
+                let place = self.joined.captures.get_mut(at).ok_or(sys::ENOENT)?;
+                let capture = place.as_ref().ok_or(sys::ENOENT)?;
+                let reply = format!("ok {} {}", capture.frames, capture.dropped);
+                if first == "uncapture" {
+                    *place = None;
+                }
+                return Ok(reply);
+            }
             "stats" => return Ok(format!("ok\n{}", self.fabric.lines(control::MAX - 256))),
             "gateway" => {
                 let (flows, buffered) = (self.engine.flow_count(), self.engine.core.buffered);
@@ -301,6 +373,24 @@ impl Loop {
             _ => return Err(sys::EINVAL),
         }
         Ok("ok".into())
+    }
+
+    /// What a capture is to hold.
+    fn filter<'a>(&self, lines: impl Iterator<Item = &'a str>) -> Result<Filter, i32> {
+        let mut filter = Filter::default();
+        for line in lines {
+            let (what, value) = line.split_once(' ').unwrap_or((line, ""));
+            match what {
+                "sent" => filter.sent = true,
+                "received" => filter.received = true,
+                "node" => filter.nodes.push(self.fabric.find(value).ok_or(sys::ENOENT)?),
+                "protocol" => filter.protocols.push(value.into()),
+                "port" => filter.ports.push(value.parse().map_err(|_| sys::EINVAL)?),
+                "host" => filter.hosts.push(value.parse().map_err(|_| sys::EINVAL)?),
+                _ => return Err(sys::EINVAL),
+            }
+        }
+        Ok(filter)
     }
 
     /// The direction of a link that words name.
@@ -329,6 +419,10 @@ impl Loop {
             sys::epoll_remove(self.epoll, port.fd);
             self.fabric.leave(node);
             return Err(errno);
+        }
+        self.joined.names.resize(self.joined.ports.len(), String::new());
+        if let Some(place) = self.joined.names.get_mut(at) {
+            *place = name.into();
         }
         if let Some(place) = self.joined.ports.get_mut(at) {
             *place = Some(port);
