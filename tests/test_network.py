@@ -18,7 +18,7 @@ import pytest
 
 import r2d2
 from _proc import children, ended, until
-from r2d2.network import Publish
+from r2d2.ports import Publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +139,7 @@ def test_failed_attach_ends_the_container(image: r2d2.Image) -> None:
         ({"network": "slirp", "ports": {80: 0}}, "0"),
         ({"network": "slirp", "ports": "80:80"}, "list"),
         ({"network": "slirp", "ports": ["80:80/sctp"]}, "sctp"),
-        ({"network": "slirp", "ports": ["80-90:80-90"]}, "80-90"),
+        ({"network": "slirp", "ports": ["80-90:80-95"]}, "80-95"),
         ({"network": "slirp", "ports": ["nowhere:80:80"]}, "nowhere"),
         ({"network": r2d2.Slirp(mtu=100)}, "mtu"),
         ({"network": r2d2.Slirp(cidr="127.0.0.0/8")}, "cidr"),

@@ -74,7 +74,8 @@ class Container:
             that reaches what the caller reaches, by ordinary sockets (an ``r2d2.Slirp`` has options); or an
             ``r2d2.Network`` with other containers, a ``Network.member()`` of one, or a list of them.
         ports: with ``"slirp"``, ports of the host that lead inside: ``{8080: 80}``, or strings such as
-            ``"8080:80"``, ``"0.0.0.0:53:53/udp"``. The host's address is 127.0.0.1 unless given.
+            ``"8080:80"``, ``"0.0.0.0:53:53/udp"``, ``"8000-8010:8000-8010"``, or ``"./app.sock:80"`` for a
+            Unix socket. The host's address is 127.0.0.1 unless given.
         mounts: ``Mount`` objects or ``"SRC:DST[:ro]"`` strings.
         limits: ``Limits`` or a mapping with its fields, such as ``{"memory": "64m", "pids": 100}``.
         readonly: the root file system refuses writes.

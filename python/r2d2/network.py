@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 from .errors import NetworkError, R2d2Error, SpecError
 from .explain import ExplainedStep
-from .slirp import Slirp, addresses, attach_as, check_address, describe, search_domains
+from .ports import Publish, parse_ports
+from .slirp import Slirp, addresses, attach_as, describe, search_domains
 
 if TYPE_CHECKING:
     from .container import Container
@@ -24,53 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Publish"]
 
 _TITLE = "attach the user-mode network to PID 1"
-_PUBLISHED = re.compile(
-    r"(?:(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d*):)?(?P<guest>\d+)(?:/(?P<kind>\w+))?"
-)
-
-
-class Publish(NamedTuple):
-    """A port of the host that is to lead into a container.
-
-    Attributes:
-        host_port: the port of the host; 0 lets the kernel choose.
-        guest_port: the port inside.
-        protocol: ``tcp`` or ``udp``.
-        host: the host's address to listen on.
-    """
-
-    host_port: int
-    guest_port: int
-    protocol: Literal["tcp", "udp"] = "tcp"
-    host: str = "127.0.0.1"
-
-    @classmethod
-    def parse(cls, text: str) -> Publish:
-        """``[[ADDRESS:][PORT]:]PORT[/PROTOCOL]``, as ``docker run -p`` takes it, without ranges."""
-        match = _PUBLISHED.fullmatch(text)
-        if match is None:
-            raise SpecError(f"port {text!r}: not [[ADDRESS:][PORT]:]PORT[/tcp|/udp]")
-        host = (match["host"] or "127.0.0.1").strip("[]")
-        kind = cast("Literal['tcp', 'udp']", match["kind"] or "tcp")
-        return cls(int(match["port"] or 0), int(match["guest"]), kind, host).checked()
-
-    def checked(self) -> Publish:
-        """Itself.
-
-        Raises:
-            SpecError: it can never work.
-        """
-        for port, least in ((self.host_port, 0), (self.guest_port, 1)):
-            if isinstance(port, bool) or not isinstance(port, int) or not least <= port <= 65535:
-                raise SpecError(f"port {port!r}: not a number from {least} to 65535")
-        if self.protocol not in ("tcp", "udp"):
-            raise SpecError(f"port {self}: protocol {self.protocol!r} is not tcp or udp")
-        check_address(self.host)
-        return self
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.host_port}:{self.guest_port}/{self.protocol}"
 
 
 def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp, tuple[Publish, ...]]:
@@ -115,7 +68,7 @@ def _ports_of(ports: Any) -> tuple[Publish, ...]:
         if isinstance(port, Publish):
             found.append(port.checked())
         elif isinstance(port, str):
-            found.append(Publish.parse(port))
+            found += parse_ports(port)
         else:
             raise SpecError(f"port {port!r}: a string such as '8080:80/tcp'")
     return tuple(found)
@@ -151,14 +104,16 @@ def _attach(pid: int, options: Slirp) -> Network:
 
 
 def listen(network: Network, port: Publish) -> None:
-    """Leads a port of the host inside, or raises NetworkError."""
+    """Leads a port or Unix socket of the host inside, or raises NetworkError."""
     try:
-        network.add_port(port.host_port, port.guest_port, protocol=port.protocol, host=port.host)
+        network._publish((port,))
     except OSError as error:
         hint = None
         if error.errno == errno.EADDRINUSE:
             hint = (
                 f"another program listens there (ss -lnp); host port 0 takes a free one: 0:{port.guest_port}"
+                if port.protocol != "unix"
+                else "something else is there, or another program listens on it (ss -xlp): take another path"
             )
         elif error.errno == errno.EACCES:
             hint = "ports below net.ipv4.ip_unprivileged_port_start (1024) are root's: take a higher one"

@@ -23,14 +23,16 @@ import os
 import re
 import socket
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias, cast
 
 from . import _core
-from .errors import SpecError, setup_error
+from .errors import R2d2Error, SpecError, setup_error
+from .ports import Port, Protocol, Publish, listening, parse_ports, remove_with
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
@@ -39,30 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["Flow", "Network", "Port", "Slirp", "attach"]
 
 Device: TypeAlias = Literal["any", "tap", "packet"]
-Protocol: TypeAlias = Literal["tcp", "udp"]
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
 _DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A port of the host that leads into the namespace.
-
-    Attributes:
-        protocol: ``tcp`` or ``udp``.
-        host: the address that is listened on.
-        host_port: the port that is listened on; never 0.
-        guest: the address inside.
-        guest_port: the port inside.
-    """
-
-    protocol: Protocol
-    host: str
-    host_port: int
-    guest: str
-    guest_port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +105,7 @@ class Network:
         self._network = network
         self._lock = threading.Lock()
         self._ports: dict[Port, int] = {}
+        self._files: dict[Port, weakref.finalize[..., object]] = {}
         self.ifname = ifname
         self.address, self.gateway, self.dns = v4
         self.address6 = v6
@@ -163,7 +146,7 @@ class Network:
 
     @property
     def ports(self) -> tuple[Port, ...]:
-        """What `add_port` has added."""
+        """What `add_port`, `add_ports` and `add_socket` have added."""
         with self._lock:
             return tuple(self._ports)
 
@@ -191,30 +174,67 @@ class Network:
             SpecError: a port is not one.
             ContainerClosed: the network is closed.
         """
-        if protocol not in ("tcp", "udp"):
-            raise SpecError(f"protocol: {protocol!r} is not tcp or udp")
         guest_port = host_port if guest_port is None else guest_port
-        for port, least in ((host_port, 0), (guest_port, 1)):
-            if not least <= port <= 65535:
-                raise SpecError(f"port: {port} is not between {least} and 65535")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-        with socket.socket(family, kind | socket.SOCK_NONBLOCK) as listener, self._lock:
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if protocol == "tcp":
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            else:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            listener.bind((host, host_port))
-            if protocol == "tcp":
-                listener.listen(4096)
-            real = listener.getsockname()
-            guest = self.address6 if family == socket.AF_INET6 and self.address6 else self.address
-            to = f"[{guest}]:{guest_port}" if guest.version == 6 else f"{guest}:{guest_port}"
-            number = int(self._network.request(f"forward {protocol} {to}", [listener.fileno()]))
-            added = Port(protocol, real[0], real[1], str(guest), guest_port)
+        if protocol == "unix":
+            raise SpecError("protocol: a Unix socket has a path and no port; see add_socket")
+        return self._publish((Publish(host_port, guest_port, protocol, host),))[0]
+
+    def add_ports(self, text: str) -> tuple[Port, ...]:
+        """Leads a range of ports into the namespace, all or none: ``8000-8010:8000-8010``.
+
+        Args:
+            text: as ``docker run -p`` takes it, ``[[ADDRESS:][PORT]:]PORT[/PROTOCOL]``, each PORT a number or
+                a range, both of one length; or ``PATH:PORT``, see `add_socket`.
+
+        Raises:
+            OSError: one of them cannot be listened on.
+            SpecError: it can never work.
+            ContainerClosed: the network is closed.
+        """
+        return self._publish(parse_ports(text))
+
+    def add_socket(self, path: StrPath, guest_port: int) -> Port:
+        """Leads a Unix socket of the host (unix(7)) to a TCP port of the namespace.
+
+        It is made with mode 0600, takes the place of one that nobody listens on, and is removed with the
+        port or the network. A server inside sees its clients as the router.
+
+        Args:
+            path: where to make the socket, at most 107 bytes.
+            guest_port: the TCP port inside.
+
+        Raises:
+            OSError: it cannot be made (``EADDRINUSE``: something is there).
+            SpecError: it can never work.
+            ContainerClosed: the network is closed.
+        """
+        return self._publish((Publish(0, guest_port, "unix", os.fspath(path)),))[0]
+
+    def _publish(self, ports: Iterable[Publish]) -> tuple[Port, ...]:
+        added: list[Port] = []
+        try:
+            for port in [port.checked() for port in ports]:
+                added.append(self._forward(port))  # noqa: PERF401 - what was added before a failure must be known
+        except BaseException:
+            for done in reversed(added):
+                with suppress(R2d2Error, OSError):
+                    self.remove_port(done)
+            raise
+        return tuple(added)
+
+    def _forward(self, port: Publish) -> Port:
+        with listening(port) as listener, self._lock:
+            name = listener.getsockname()
+            unix = port.protocol == "unix"
+            guest = self.address6 if listener.family == socket.AF_INET6 and self.address6 else self.address
+            to = f"[{guest}]" if guest.version == 6 else f"{guest}"
+            kind = "tcp" if unix else port.protocol
+            number = int(self._network.request(f"forward {kind} {to}:{port.guest_port}", [listener.fileno()]))
+            host, host_port = (name, 0) if unix else name[:2]
+            added = Port(port.protocol, host, host_port, str(guest), port.guest_port)
             self._ports[added] = number
+            if unix:
+                self._files[added] = remove_with(self, name)
         return added
 
     def remove_port(self, port: Port) -> None:
@@ -226,6 +246,8 @@ class Network:
         with self._lock:
             self._network.request(f"unforward {self._ports[port]}")
             del self._ports[port]
+            if (remove := self._files.pop(port, None)) is not None:
+                remove()
 
     def stats(self) -> dict[str, int]:
         """The engine's counters by name: frames, bytes, flows, drops by reason, retransmissions."""
@@ -247,6 +269,10 @@ class Network:
     def close(self) -> None:
         """Ends the engine and waits until the interface is gone. A second call does nothing."""
         self._network.close()
+        with self._lock:
+            files, self._files = self._files, {}
+        for remove in files.values():
+            remove()
 
 
 def _endpoint(resolver: str) -> str:

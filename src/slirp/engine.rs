@@ -48,6 +48,8 @@ pub struct Engine<H, D> {
     pub(super) embryos: VecDeque<Id>,
     pub(super) half_open: usize,
     turns: VecDeque<Id>,
+    /// The port that was last given to a client without one.
+    pub(super) port: u16,
     swept: Time,
 }
 
@@ -65,6 +67,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             embryos: VecDeque::new(),
             half_open: 0,
             turns: VecDeque::new(),
+            port: forward::EPHEMERAL,
             swept: now,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! The listening sockets are made by the caller, so that "address in use" is an error there and then. A TCP
 //! client's connection is offered to the guest from the client's own address; a client on the host's loopback
-//! appears as the gateway. UDP makes an association for each client.
+//! appears as the gateway, and so does a client of a Unix socket, which is a stream like any other. UDP makes an
+//! association for each client.
 
 use super::config::Config;
 use super::device::Device;
@@ -16,6 +17,8 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Marks a token as a forward's.
 const MARK: u64 = 1 << 63;
+/// The first port of those given to clients that have none (RFC 6335 §6).
+pub const EPHEMERAL: u16 = 49152;
 /// Clients taken in one turn.
 const TURN: usize = 64;
 
@@ -93,13 +96,14 @@ impl<H: Host, D: Device> Engine<H, D> {
         while let Ok(Some((sock, client))) = self.core.host.accept(forward.listener) {
             self.make_room();
             let address = self.core.config.client_address(client.ip(), forward.to.ip());
+            let port = if client.port() == 0 { self.next_port() } else { client.port() };
             // Two clients on different loopback addresses may have the same port.
             let Some(key) = (0..=u16::MAX)
                 .map(|i| {
                     Key::new(
                         ip::TCP,
                         forward.to,
-                        SocketAddr::new(address, client.port().wrapping_add(i).max(1)),
+                        SocketAddr::new(address, port.wrapping_add(i).max(1)),
                     )
                 })
                 .find(|key| self.is_free(key))
@@ -113,6 +117,12 @@ impl<H: Host, D: Device> Engine<H, D> {
             let tcb = tcp::accept(&mut self.core, &key, sock);
             self.insert_tcp(key, tcb);
         }
+    }
+
+    /// A port for a client that has none, as those of Unix sockets: the next, so that none is soon used again.
+    fn next_port(&mut self) -> u16 {
+        self.port = self.port.checked_add(1).unwrap_or(EPHEMERAL);
+        self.port
     }
 
     /// True if no living flow has the key.

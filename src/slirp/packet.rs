@@ -18,7 +18,7 @@ use super::wire::udp::Udp;
 use super::wire::{dhcp as dhcp_wire, vnet};
 use super::{dhcp, icmp, neighbor, tcp, udp};
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 impl<H: Host, D: Device> Engine<H, D> {
     /// One frame with its header.
@@ -102,6 +102,11 @@ impl<H: Host, D: Device> Engine<H, D> {
             }
         }
         if crowd || nobody {
+            return Some(());
+        }
+        if matches!(ip.dst, IpAddr::V6(dst) if dst.to_ipv4_mapped().is_some()) {
+            // Such addresses are never on a wire (RFC 4291 §2.5.5.2), and a flow's key could not tell them from IPv4.
+            self.core.refuse(ip, packet, Refusal::Net);
             return Some(());
         }
         if ip.ttl <= 1 && !self.core.config.is_ours(ip.dst) {

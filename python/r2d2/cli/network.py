@@ -46,10 +46,10 @@ def add(verbs: Verbs) -> None:
     add_option(
         "-p",
         "--publish",
-        metavar="[[IP:]PORT:]PORT[/udp]",
+        metavar="[[IP:]PORT:]PORT[/udp]|PATH:PORT",
         action="append",
         default=[],
-        help="lead a port of ours inside",
+        help="lead a port, a range A-B of ports, or a Unix socket of ours inside",
     )
     add_option("target", metavar="PID|PATH", help="the process")
     add_option("ifname", metavar="IFNAME", nargs="?", default="tap0", help="the interface's name (tap0)")
@@ -67,12 +67,13 @@ def slirp(arguments: argparse.Namespace) -> int:
     """``r2d2 slirp``."""
     import select
 
-    from r2d2.network import Publish, listen
+    from r2d2.network import listen
+    from r2d2.ports import parse_ports
     from r2d2.slirp import Slirp, attach_as
 
     from .foreground import forwarding
 
-    ports = [Publish.parse(text) for text in arguments.publish]
+    ports = [port for text in arguments.publish for port in parse_ports(text)]
     target = int(arguments.target) if arguments.target.isdigit() else arguments.target
     fields = {name: getattr(arguments, name) for name in Slirp._fields if hasattr(arguments, name)}
     with (

@@ -46,10 +46,11 @@ def add_container(parser: argparse.ArgumentParser) -> None:
     add(
         "-p",
         "--publish",
-        metavar="[[IP:]PORT:]PORT[/udp]",
+        metavar="[[IP:]PORT:]PORT[/udp]|PATH:PORT",
         action="append",
         default=[],
-        help="with slirp: lead a port of ours inside (127.0.0.1 unless IP says otherwise)",
+        help="with slirp: lead a port of ours inside (127.0.0.1 unless IP says otherwise), "
+        "a range A-B of them, or a Unix socket",
     )
     add("-v", "--volume", metavar="SRC:DST[:ro]", action="append", default=[], help="bind a path of ours")
     add(

@@ -34,6 +34,7 @@ const IPV6_UNICAST_HOPS: i32 = 16;
 const IPV6_RECVERR: i32 = 25;
 const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
+const AF_UNIX: u16 = 1;
 const MSG_PEEK: i32 = 0x2;
 const MSG_DONTWAIT: i32 = 0x40;
 const MSG_ERRQUEUE: i32 = 0x2000;
@@ -50,6 +51,8 @@ struct Known {
     /// The time to live that was set.
     ttl: u8,
     v6: bool,
+    /// A client of a Unix socket.
+    unix: bool,
 }
 
 /// The sockets.
@@ -86,7 +89,7 @@ impl Sockets {
 
     fn fresh(&mut self, sock: Sock, v6: bool) {
         let at = sock as usize;
-        let new = Known { peek: UNSET, ttl: 64, v6 };
+        let new = Known { peek: UNSET, ttl: 64, v6, unix: false };
         if self.known.len() <= at {
             self.known.resize(at + 1, new);
         }
@@ -172,7 +175,8 @@ impl Host for Sockets {
     }
 
     fn peek(&mut self, sock: Sock, offset: usize, into: &mut [u8]) -> Result<Peek, ErrorKind> {
-        if !self.offsets {
+        let unix = self.known.get(sock as usize).is_some_and(|k| k.unix);
+        if !self.offsets && !unix {
             return self.peek_wasting(sock, offset, into);
         }
         let Some(known) = self.known.get_mut(sock as usize) else { return Ok(Peek::Blocked) };
@@ -180,21 +184,40 @@ impl Host for Sockets {
             sys::set_option(sock, SOL_SOCKET, SO_PEEK_OFF, offset as i32).map_err(kind)?;
             known.peek = offset as i64;
         }
-        match sys::recv(sock, into, MSG_PEEK | MSG_DONTWAIT) {
-            Ok(0) => Ok(Peek::End),
-            Ok(n) => {
-                known.peek += n as i64;
-                Ok(Peek::Data(n))
+        let mut got = 0;
+        loop {
+            let rest = into.get_mut(got..).unwrap_or(&mut []);
+            match sys::recv(sock, rest, MSG_PEEK | MSG_DONTWAIT) {
+                Ok(0) if got == 0 => return Ok(Peek::End),
+                Ok(0) | Err(_) if got > 0 => return Ok(Peek::Data(got)),
+                Ok(n) => {
+                    known.peek += n as i64;
+                    got += n;
+                    // A stream of TCP gives all that it has. A Unix socket stops where descriptors were passed, and a
+                    // short look must mean that there is no more.
+                    if !unix || got >= into.len() {
+                        return Ok(Peek::Data(got));
+                    }
+                }
+                Err(EAGAIN | EINTR) => return Ok(Peek::Blocked),
+                Err(errno) => return Err(kind(errno)),
             }
-            Err(EAGAIN | EINTR) => Ok(Peek::Blocked),
-            Err(errno) => Err(kind(errno)),
         }
     }
 
     fn discard(&mut self, sock: Sock, n: usize) -> Result<(), ErrorKind> {
         let mut left = n;
+        let unix = self.known.get(sock as usize).is_some_and(|k| k.unix);
+        if unix {
+            self.waste.resize(self.waste.len().max(64 << 10), 0);
+        }
         while left > 0 {
-            match sys::discard(sock, left) {
+            let taken = match self.waste.get_mut(..left.min(64 << 10)) {
+                // Only TCP takes bytes out without copying them.
+                Some(place) if unix => sys::recv(sock, place, MSG_DONTWAIT),
+                _ => sys::discard(sock, left),
+            };
+            match taken {
                 Ok(0) => break,
                 Ok(got) => left -= got.min(left),
                 Err(EINTR) => {}
@@ -230,9 +253,16 @@ impl Host for Sockets {
         let mut from = [0; 28];
         match sys::accept(listener, &mut from) {
             Ok(sock) => {
+                // Clients of a Unix socket have no address that means anything to the guest.
                 let client = address::decode(&from).unwrap_or(SocketAddr::new([127, 0, 0, 1].into(), 0));
                 self.fresh(sock, client.is_ipv6());
-                let _ = sys::set_option(sock, SOL_TCP, TCP_NODELAY, 1);
+                if u16::from_ne_bytes([from[0], from[1]]) == AF_UNIX {
+                    if let Some(known) = self.known.get_mut(sock as usize) {
+                        known.unix = true;
+                    }
+                } else {
+                    let _ = sys::set_option(sock, SOL_TCP, TCP_NODELAY, 1);
+                }
                 Ok(Some((sock, client)))
             }
             Err(EAGAIN) => Ok(None),

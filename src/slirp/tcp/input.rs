@@ -127,7 +127,8 @@ impl Tcb {
             Timer::Persist => self.retries = self.retries.min(10),
             _ => {}
         }
-        if seq::after(seg.ack, self.snd_una) {
+        let advances = seq::after(seg.ack, self.snd_una);
+        if advances {
             self.measure(core.now, seg.ack);
             self.snd_una = seg.ack;
             self.dupacks = 0;
@@ -144,17 +145,18 @@ impl Tcb {
         } else if seg.ack == self.snd_una && outstanding && bare && (news || window == self.snd_wnd) {
             self.dupacks = self.dupacks.saturating_add(1);
         }
-        // RFC 9293 §3.10.7.4: only newer segments set the window, and it counts from what they acknowledge.
+        // RFC 9293 §3.10.7.4: only newer segments set the window. It counts from what they acknowledge; so one that
+        // acknowledges more sets it in any case, or the right edge would move without the guest's leave.
         let newer =
             seq::before(self.wl.0, seg.seq) || (self.wl.0 == seg.seq && !seq::before(seg.ack, self.wl.1));
-        if newer && seg.ack == self.snd_una {
+        if advances || (newer && seg.ack == self.snd_una) {
             if self.snd_wnd == 0 && window > 0 && self.timer == Timer::Persist {
                 self.stop_timer();
                 self.retries = 0;
             }
             self.snd_wnd = window;
             self.max_wnd = self.max_wnd.max(window);
-            self.wl = (seg.seq, seg.ack);
+            self.wl = (seq::later(self.wl.0, seg.seq), seg.ack);
         }
         self.recover(core, key);
     }

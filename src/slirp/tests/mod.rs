@@ -173,7 +173,8 @@ impl Net {
         let (ip, body) = if eth.kind == ethernet::ARP {
             (None, packet)
         } else {
-            let (ip, body) = Ip::parse(eth.kind, packet).expect("a good packet");
+            let (ip, body) =
+                Ip::parse(eth.kind, packet).unwrap_or_else(|| panic!("a good packet: {packet:02x?}"));
             (Some(ip), body)
         };
         Some(Frame { meta, eth, ip, body: body.to_vec() })

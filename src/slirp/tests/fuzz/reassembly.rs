@@ -30,7 +30,7 @@ fn cut(random: &mut Random, id: u32) -> Packet {
     let most = random.pick(&[100, 3000, 65_000]);
     let len = 9 + random.below(most);
     let data = content(id, len);
-    let size = (8 + random.below(len)).max(len / 100) / 8 * 8;
+    let size = (8 + random.below(len)).max(len / 100 + 8) / 8 * 8;
     let mut parts: Vec<(Part, Vec<u8>)> = data
         .chunks(size)
         .enumerate()
