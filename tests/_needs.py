@@ -42,6 +42,7 @@ REASONS = {
     "testinfra": "needs pytest-testinfra",
     "testcontainers": "needs testcontainers",
     "pasta": "needs pasta",
+    "tcpdump": "needs tcpdump",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -127,6 +128,7 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "testinfra": lambda: find_spec("testinfra") is not None,
     "testcontainers": lambda: find_spec("testcontainers") is not None,
     "pasta": lambda: _there("pasta"),
+    "tcpdump": lambda: _there("tcpdump"),
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 

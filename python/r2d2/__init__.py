@@ -20,7 +20,8 @@ r"""Linux containers as a Python library: rootless, no daemon, nothing else to i
 - ``r2d2.chroot``: another directory as ``/``, with exactly the files that its programs ask for (chroot(2));
 - ``r2d2.overlay``: read-only layers seen through one that takes the writes, like slides laid on each other
   (overlayfs, "overlay2");
-- ``r2d2.slirp``: a way to the world for a network namespace, through ordinary sockets of its user.
+- ``r2d2.slirp``: a way to the world for a network namespace, through ordinary sockets of its user;
+- ``r2d2.Network``: containers that reach each other, over links as bad as you like.
 
 ``r2d2.doctor()`` tells what this host allows, ``r2d2.drawings`` shows what is there, and ``%load_ext r2d2``
 brings containers to Jupyter's cells (`r2d2.jupyter`).
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .process import CompletedProcess, Process
     from .slirp import Slirp
     from .spec import Limits, Mount
+    from .switch import Network
 
 __version__ = "0.1.0"
 
@@ -76,6 +78,7 @@ _HOMES = {
     "ImageNotFound": "errors",
     "Limits": "spec",
     "Mount": "spec",
+    "Network": "switch",
     "NetworkError": "errors",
     "Pool": "pool",
     "Process": "process",
@@ -109,6 +112,7 @@ __all__ = [
     "ImageNotFound",
     "Limits",
     "Mount",
+    "Network",
     "NetworkError",
     "Pool",
     "Process",

@@ -143,6 +143,11 @@ class Network:
         """
         A descriptor that becomes readable when the engine has ended.
         """
+    @staticmethod
+    def interface(description: str, fds: SupportsGetItem[int, SupportsIndex]) -> tuple[str, int]:
+        """
+        Makes one interface of a network of containers: what it is, and its descriptor, which is the caller's.
+        """
     @property
     def pid(self, /) -> int:
         """

@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from . import _core
 from .errors import CommandTimeout, ContainerClosed, SetupError, SpecError, command_error
@@ -38,11 +38,15 @@ if TYPE_CHECKING:
     from .call import Caller
     from .explain import Explanation
     from .files import ContainerPath
+    from .member import Interface, Member
     from .namespace import Namespaces
     from .network import Publish
     from .overlay import Changes
     from .slirp import Network, Port, Slirp
+    from .switch import Network as Switched
     from .users import Identity
+
+    Networked: TypeAlias = Switched | Member
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORKS = ("none", "host", "slirp", "slirp4netns", "pasta")
@@ -69,7 +73,8 @@ class Container:
         workdir: default working directory inside.
         network: ``"none"`` (only ``lo``), ``"host"`` (the caller's), or ``"slirp"``: a network of its own
             that reaches what the caller reaches, by ordinary sockets (an ``r2d2.Slirp`` has options).
-            ``"slirp4netns"`` and ``"pasta"`` have these programs do it, where they are installed.
+            ``"slirp4netns"`` and ``"pasta"`` have these programs do it, where they are installed. Or an
+            ``r2d2.Network`` with other containers, a ``Network.member()`` of one, or a list of them.
         ports: with ``"slirp"``, ports of the host that lead inside: ``{8080: 80}``, or strings such as
             ``"8080:80"``, ``"0.0.0.0:53:53/udp"``, ``"8000-8010:8000-8010"``, or ``"./app.sock:80"`` for a
             Unix socket. The host's address is 127.0.0.1 unless given.
@@ -109,7 +114,7 @@ class Container:
         user: str | int | None = None,
         env: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
         workdir: StrPath = "/",
-        network: str | Slirp = "none",
+        network: str | Slirp | Networked | Iterable[Networked] = "none",
         ports: Mapping[int, int] | Iterable[str] | None = None,
         mounts: Iterable[Mount | str | tuple[Any, ...]] = (),
         limits: Limits | Mapping[str, Any] | None = None,
@@ -128,7 +133,13 @@ class Container:
     ) -> None:
         slirp: Slirp | None = None
         published: tuple[Publish, ...] = ()
-        if network not in ("none", "host") or ports:
+        self._members: tuple[Member, ...] = ()
+        if not isinstance(network, str) and not ports and not hasattr(network, "cidr"):
+            from .member import members_of
+
+            self._members = members_of(network)
+            network = "members" if self._members else "none"
+        elif network not in ("none", "host") or ports:
             from .network import options_of
 
             slirp, published = options_of(network, ports, _NETWORKS)
@@ -169,10 +180,12 @@ class Container:
             extra_hosts=hosts_of(extra_hosts),
             slirp=slirp,
             ports=published,
+            resolvers=tuple(str(member.network.resolver) for member in self._members),
         )
         self._resolved: _core.Spec | None = None
         self._handle: _core.Handle | None = None
         self._closed = False
+        self._interfaces: tuple[Interface, ...] = ()
         self._ours = False  # made by run(): nobody else could close it
         self._lock = threading.Lock()
 
@@ -205,6 +218,17 @@ class Container:
             ContainerClosed: it was started before.
             NetworkError: its network, or one of its ports, cannot be had; nothing of it is left.
         """
+        if self._members and self._handle is None:
+            from . import member
+
+            member.reserve(self)
+            try:
+                self._start(None, (-1, -1, -1))
+            except BaseException:
+                member.release(self)
+                raise
+            member.connect(self)
+            return self
         self._start(None, (-1, -1, -1))
         if self.spec.slirp is not None:
             from .network import connect
@@ -237,6 +261,10 @@ class Container:
             self._closed = True
         if self._network is not None:
             self._network.close()
+        if self._interfaces:
+            from .member import release
+
+            release(self)
         if self._root is not None:  # it would keep the file system alive
             self._root.close()
 
@@ -571,6 +599,11 @@ class Container:
         return self._network
 
     @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Its interfaces in networks of containers, in their order."""
+        return self._interfaces
+
+    @property
     def ports(self) -> tuple[Port, ...]:
         """Ports of the host that lead into it."""
         return () if self._network is None or not self._network.alive else self._network.ports
@@ -666,7 +699,7 @@ def run(
     _capture(program, input, capture_output)
     container = Container(image, **keywords)
     container._ours = True
-    if container.spec.user is not None or container.spec.slirp is not None:
+    if container.spec.user is not None or container.spec.slirp is not None or container._members:
         with container:
             return container._run(args, input, timeout, check, **program)
 

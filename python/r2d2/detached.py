@@ -113,6 +113,8 @@ class Detached:
         container = Container(image, name=name, **keywords)
         if container.spec.slirp is not None:
             raise SpecError("network='slirp': its engine ends with this process, and with it the network")
+        if container._members:
+            raise SpecError("network: a network of containers ends with this process")
         with statedir.create(container.name) as place:
             container._handle = _core.start_detached(
                 container._resolve(),

@@ -127,6 +127,7 @@ class ContainerSpec(NamedTuple):
     extra_hosts: tuple[tuple[str, str], ...]
     slirp: Slirp | None = None
     ports: tuple[Publish, ...] = ()
+    resolvers: tuple[str, ...] = ()
 
 
 class _CoreMount(NamedTuple):
@@ -303,6 +304,8 @@ def _etc(spec: ContainerSpec) -> list[tuple[str, bytes]]:
         from .network import resolv_conf
 
         files.append(("resolv.conf", resolv_conf(spec.slirp)))
+    if spec.resolvers:
+        files.append(("resolv.conf", "".join(f"nameserver {r}\n" for r in spec.resolvers).encode()))
     return files
 
 

@@ -1,6 +1,6 @@
 //! `_core.Network`, for `r2d2.slirp`: convert, release the interpreter, delegate.
 
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 
 use pyo3::prelude::*;
 
@@ -21,6 +21,13 @@ impl Network {
     #[new]
     fn new(py: Python<'_>, description: &str, fds: Vec<RawFd>) -> PyResult<Self> {
         Ok(Self(py.detach(|| attach::Network::attach(description, &borrowed(&fds)))?))
+    }
+
+    /// Makes one interface of a network of containers: what it is, and its descriptor, which is the caller's.
+    #[staticmethod]
+    fn interface(py: Python<'_>, description: &str, fds: Vec<RawFd>) -> PyResult<(String, RawFd)> {
+        let made = py.detach(|| attach::Network::interface(description, &borrowed(&fds)))?;
+        Ok((made.0, made.1.into_raw_fd()))
     }
 
     /// Sends one request; what follows `ok` in the reply.

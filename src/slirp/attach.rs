@@ -7,18 +7,19 @@
 //! the calling process.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
 };
 
 use crate::error::{Errno, Error, Result};
-use crate::sys::{memfd, pidfd};
+use crate::sys::{self, memfd, pidfd};
 
 static BYTES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/r2d2-engine"));
 
@@ -77,28 +78,18 @@ impl Network {
     /// Starts an engine. `description` is the network's, line by line; `namespaces` a pidfd of a process in the
     /// namespace, or descriptors of a user and a network namespace. Returns when the interface stands.
     pub fn attach(description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<Self> {
-        let start = |syscall, errno| failed("start the network engine", syscall, errno);
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|e| start("socketpair", e))?;
-        let owner = pidfd::open(std::process::id() as i32).map_err(|e| start("pidfd_open", e))?;
-        let child = Command::new(format!("/proc/self/fd/{}", program()?.as_raw_fd()))
-            .arg0("r2d2-engine")
-            .env_clear()
-            .stdin(theirs)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C at the caller's terminal is for the caller to act on, not for the engine to die of.
-            .process_group(0)
-            .spawn()
-            .map_err(|e| Error::io("start the network engine", "execve", &e, None::<&str>))?;
-        let pid = child.id() as i32;
-        let mut engine = Starting(Some(child));
-        let pidfd = pidfd::open(pid).map_err(|e| start("pidfd_open", e))?;
-        let mut fds = namespaces.to_vec();
-        fds.push(owner.as_fd());
-        let device = exchange(&ours, &format!("{description}\nowner\n"), &fds)?;
-        Ok(Self { device, process: Mutex::new(engine.0.take().map(|child| (child, ours))), pid, pidfd })
+        let (mut engine, ours, pidfd, reply, _) = begin(description, namespaces)?;
+        let pid = engine.0.as_ref().map_or(0, |child| child.id() as i32);
+        let process = Mutex::new(engine.0.take().map(|child| (child, ours)));
+        Ok(Self { device: reply, process, pid, pidfd })
+    }
+
+    /// Makes one interface for a network of containers, in a process that ends with that: what it is, and its
+    /// descriptor.
+    pub fn interface(description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<(String, OwnedFd)> {
+        let (_ended, _, _, reply, fds) = begin(description, namespaces)?;
+        let none = || failed("start the network engine", "recvmsg", Errno::EBADMSG);
+        Ok((reply, fds.into_iter().next().ok_or_else(none)?))
     }
 
     fn process(&self) -> MutexGuard<'_, Option<(Child, OwnedFd)>> {
@@ -111,7 +102,7 @@ impl Network {
         let Some((_, control)) = process.as_ref() else {
             return Err(Error::Closed { message: "this network is closed".into() });
         };
-        exchange(control, text, fds)
+        exchange(control, text, fds).map(|(reply, _)| reply)
     }
 
     /// The engine's process.
@@ -165,8 +156,36 @@ impl Drop for Starting {
     }
 }
 
+/// What a first message is answered with: the process, our end of its socket, its pidfd, the reply, descriptors.
+type Begun = (Starting, OwnedFd, OwnedFd, String, Vec<OwnedFd>);
+
+/// Starts a process of the engine's program and gives it its first message.
+fn begin(description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<Begun> {
+    let start = |syscall, errno| failed("start the network engine", syscall, errno);
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|e| start("socketpair", e))?;
+    let owner = pidfd::open(std::process::id() as i32).map_err(|e| start("pidfd_open", e))?;
+    let child = Command::new(format!("/proc/self/fd/{}", program()?.as_raw_fd()))
+        .arg0("r2d2-engine")
+        .env_clear()
+        .stdin(theirs)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C at the caller's terminal is for the caller to act on, not for the engine to die of.
+        .process_group(0)
+        .spawn()
+        .map_err(|e| Error::io("start the network engine", "execve", &e, None::<&str>))?;
+    let pid = child.id() as i32;
+    let engine = Starting(Some(child));
+    let pidfd = pidfd::open(pid).map_err(|e| start("pidfd_open", e))?;
+    let mut fds = namespaces.to_vec();
+    fds.push(owner.as_fd());
+    let (reply, received) = exchange(&ours, &format!("{description}\nowner\n"), &fds)?;
+    Ok((engine, ours, pidfd, reply, received))
+}
+
 /// One request, one reply.
-fn exchange(control: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<String> {
+fn exchange(control: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(String, Vec<OwnedFd>)> {
     let lost = |syscall, errno| failed("ask the network engine", syscall, errno);
     let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
@@ -190,11 +209,20 @@ fn exchange(control: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<Str
     }
     let mut bytes = vec![0; MAX];
     let mut parts = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<()>(control.as_raw_fd(), &mut parts, None, MsgFlags::empty());
-    let n = message.map_err(|e| lost("recvmsg", e))?.bytes;
+    let mut space = nix::cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(control.as_raw_fd(), &mut parts, Some(&mut space), flags)
+        .map_err(|e| lost("recvmsg", e))?;
+    let mut received = Vec::new();
+    for part in message.cmsgs().map_err(|e| lost("recvmsg", e))? {
+        if let ControlMessageOwned::ScmRights(raw) = part {
+            received.extend(raw.into_iter().map(sys::adopt));
+        }
+    }
+    let n = message.bytes;
     let reply = String::from_utf8_lossy(bytes.get(..n).unwrap_or(&[])).into_owned();
     if let Some(rest) = reply.strip_prefix("ok") {
-        return Ok(rest.trim_start().to_owned());
+        return Ok((rest.trim_start().to_owned(), received));
     }
     Err(failure(&reply).unwrap_or_else(|| lost("recvmsg", Errno::EPIPE)))
 }

@@ -116,10 +116,16 @@ pub struct Config {
     pub search: Vec<String>,
     /// Names that we answer ourselves; lower case.
     pub names: Vec<(String, Vec<IpAddr>)>,
+    /// The same for one asker only; lower case.
+    pub views: Vec<(IpAddr, String, Vec<IpAddr>)>,
     /// Names that are not resolved: each with everything below it; lower case.
     pub denied_names: Vec<String>,
     /// Who may be reached.
     pub rules: Vec<Rule>,
+    /// There is no way out: nobody but ourselves is reached, and names that we do not know do not exist.
+    pub closed: bool,
+    /// Whether we offer addresses and routes to those who ask for them (DHCP, router solicitations).
+    pub services: bool,
     /// Bounds.
     pub limits: Limits,
 }
@@ -146,8 +152,11 @@ impl Default for Config {
             resolvers: Vec::new(),
             search: Vec::new(),
             names: Vec::new(),
+            views: Vec::new(),
             denied_names: Vec::new(),
             rules: Vec::new(),
+            closed: false,
+            services: true,
             limits: Limits::default(),
         }
     }
@@ -203,7 +212,7 @@ impl Config {
                 Verdict::Refuse(Refusal::Net)
             };
         }
-        if !routable(to) {
+        if !routable(to) || (self.closed && !self.is_local(to)) {
             return Verdict::Refuse(Refusal::Net);
         }
         if self.is_local(to) {

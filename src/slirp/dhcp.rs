@@ -42,6 +42,9 @@ impl Leases {
 
 /// A message to the server's port.
 pub fn request<H: Host, D: Device>(core: &mut Core<H, D>, leases: &mut Leases, message: &[u8]) {
+    if !core.config.services {
+        return;
+    }
     let Some(request) = Request::parse(message) else {
         core.stats.malformed += 1;
         return;

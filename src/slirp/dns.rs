@@ -10,6 +10,7 @@ use super::flow::Key;
 use super::host::{Datagram, Host, Sock};
 use super::time::{NEVER, SEC, Time};
 use super::wire::dns::{self, Query};
+use std::net::IpAddr;
 
 /// How many queries of one guest port may wait at once.
 const WAITING: usize = 64;
@@ -41,7 +42,7 @@ pub struct Relay {
 }
 
 /// What we answer ourselves, if anything.
-pub fn local<H: Host, D: Device>(core: &Core<H, D>, message: &[u8]) -> Option<Vec<u8>> {
+pub fn local<H: Host, D: Device>(core: &Core<H, D>, asker: IpAddr, message: &[u8]) -> Option<Vec<u8>> {
     let query = Query::parse(message)?;
     let config = &core.config;
     let below = |domain: &String| {
@@ -53,13 +54,18 @@ pub fn local<H: Host, D: Device>(core: &Core<H, D>, message: &[u8]) -> Option<Ve
     if let Some((_, addresses)) = config.names.iter().find(|(name, _)| *name == query.name) {
         return Some(query.answer(dns::NO_ERROR, addresses, TTL));
     }
-    config.resolvers.is_empty().then(|| query.answer(dns::SERVER_FAILURE, &[], 0))
+    let own = config.views.iter().find(|(who, name, _)| *who == asker && *name == query.name);
+    if let Some((.., addresses)) = own {
+        return Some(query.answer(dns::NO_ERROR, addresses, TTL));
+    }
+    let unknown = if config.closed { dns::NO_NAME } else { dns::SERVER_FAILURE };
+    (config.closed || config.resolvers.is_empty()).then(|| query.answer(unknown, &[], 0))
 }
 
 impl Relay {
     /// A query of the guest.
     pub fn ask<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, message: &[u8]) {
-        if let Some(answer) = local(core, message) {
+        if let Some(answer) = local(core, key.guest().ip(), message) {
             core.send_datagram(key, &answer);
             return;
         }

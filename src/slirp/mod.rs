@@ -8,6 +8,7 @@
 //! | flows | `flow`, `core` | the table of flows; what all protocols share |
 //! | protocols | `tcp/`, `udp`, `icmp`, `neighbor`, `dhcp`, `dns`, `fragment`, `forward` | one each |
 //! | engine | `engine`, `packet` | frames, events and time in; the right protocol called |
+//! | networks | `fabric`, `switch`, `link`, `segment`, `pcapng` | many namespaces joined: who gets a frame, and in which state |
 //!
 //! ```text
 //!   guest's kernel                   engine (a process of its own)                     host's kernel
@@ -28,14 +29,19 @@ pub mod device;
 pub mod dhcp;
 pub mod dns;
 pub mod engine;
+pub mod fabric;
 pub mod flow;
 pub mod forward;
 pub mod fragment;
 pub mod host;
 pub mod icmp;
+pub mod link;
 pub mod neighbor;
 mod packet;
+pub mod pcapng;
+pub mod segment;
 pub mod stats;
+pub mod switch;
 pub mod tcp;
 pub mod time;
 pub mod udp;

@@ -61,6 +61,9 @@ pub fn ndp<H: Host, D: Device>(core: &mut Core<H, D>, ip: &Ip, from: Mac, messag
         },
         ndp::ROUTER_SOLICIT => {
             if ndp::check_options(message.data).is_some() {
+                if !core.config.services {
+                    return;
+                }
                 advertise(core, ip.src, 1800);
             } else {
                 core.stats.malformed += 1;

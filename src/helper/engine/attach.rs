@@ -8,6 +8,8 @@ use crate::{packet, tap};
 
 const CLONE_NEWUSER: i32 = 0x1000_0000;
 const CLONE_NEWNET: i32 = 0x4000_0000;
+/// Frames that wait in a member's interface for the switch.
+const QUEUE: u32 = 10_000;
 const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;
 
@@ -53,7 +55,7 @@ pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
 }
 
 /// In the child: joins, makes, configures.
-fn inside(setup: &Setup) -> Result<Interface, Failure> {
+pub fn inside(setup: &Setup) -> Result<Interface, Failure> {
     join(setup)?;
     let pair =
         || packet::create(&setup.ifname, setup.config.mtu.into()).map(|fd| Interface { fd, packet: true });
@@ -99,6 +101,23 @@ fn join(setup: &Setup) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Writes a setting of the namespace that we are in (/proc/sys/net), if it exists.
+fn write(name: &str, value: &[u8]) {
+    let path = format!("/proc/sys/net/{name}\0");
+    if let Ok(path) = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()) {
+        if let Ok(fd) = sys::open(path, sys::Access::Write) {
+            let _ = sys::write(fd, value);
+            sys::close(fd);
+        }
+    }
+}
+
+/// Lets the namespace's kernel neither believe nor send router messages on an interface that is configured here.
+fn quiet(ifname: &str) {
+    write(&format!("ipv6/conf/{ifname}/accept_ra"), b"0");
+    write(&format!("ipv6/conf/{ifname}/router_solicitations"), b"0");
+}
+
 fn configure(setup: &Setup) -> Result<(), Failure> {
     let config = &setup.config;
     let step = |what: &str, errno| Failure::new(what, "netlink", errno);
@@ -108,13 +127,15 @@ fn configure(setup: &Setup) -> Result<(), Failure> {
     let tap = netlink.index(&setup.ifname).map_err(|e| step("find the interface", e))?;
     if config.v6.is_some() {
         // Some systems turn IPv6 off for new interfaces. Where it does not exist at all, the address below fails.
-        let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6\0", setup.ifname);
-        if let Ok(path) = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()) {
-            if let Ok(fd) = sys::open(path, sys::Access::Write) {
-                let _ = sys::write(fd, b"0");
-                sys::close(fd);
-            }
-        }
+        write(&format!("ipv6/conf/{}/disable_ipv6", setup.ifname), b"0");
+    }
+    if setup.member {
+        quiet(&setup.ifname);
+        netlink.queue(tap, QUEUE).map_err(|e| step("set the interface's queue", e))?;
+    }
+    if setup.forward {
+        write("ipv4/ip_forward", b"1");
+        write("ipv6/conf/all/forwarding", b"1");
     }
     netlink
         .up(tap, Some(config.guest_mac.0), Some(config.mtu.into()))
@@ -125,7 +146,12 @@ fn configure(setup: &Setup) -> Result<(), Failure> {
     netlink
         .address(tap, config.v4.guest.into(), config.v4.prefix)
         .map_err(|e| step("add the IPv4 address", e))?;
-    netlink.default_route(tap, config.v4.gateway.into()).map_err(|e| step("add the IPv4 route", e))?;
+    if setup.routes {
+        netlink.default_route(tap, config.v4.gateway.into()).map_err(|e| step("add the IPv4 route", e))?;
+    }
+    for (to, prefix, router) in setup.via.iter().filter(|(to, ..)| to.is_ipv4()) {
+        netlink.route(tap, *to, *prefix, *router).map_err(|e| step("add a route", e))?;
+    }
     if let Some(v6) = &config.v6 {
         // A kernel without IPv6 (EAFNOSUPPORT, EOPNOTSUPP) does without.
         match netlink.address(tap, v6.guest.into(), 64) {
@@ -133,7 +159,12 @@ fn configure(setup: &Setup) -> Result<(), Failure> {
             Err(95 | 97 | 13) => return Ok(()),
             Err(errno) => return Err(step("add the IPv6 address", errno)),
         }
-        netlink.default_route(tap, v6.gateway.into()).map_err(|e| step("add the IPv6 route", e))?;
+        if setup.routes {
+            netlink.default_route(tap, v6.gateway.into()).map_err(|e| step("add the IPv6 route", e))?;
+        }
+        for (to, prefix, router) in setup.via.iter().filter(|(to, ..)| to.is_ipv6()) {
+            netlink.route(tap, *to, *prefix, *router).map_err(|e| step("add a route", e))?;
+        }
     }
     Ok(())
 }

@@ -12,6 +12,21 @@
 //! | `flows` | `ok`, then one flow a line |
 //! | `resolvers 192.0.2.1:53 …` | `ok` |
 //!
+//! A network of containers (`switching`) takes these besides `flows` and `resolvers`; links and nodes by name:
+//!
+//! | request | reply |
+//! | --- | --- |
+//! | `port db tap 1 1 1` with an interface and the member's pidfd | `ok` |
+//! | `unport db` | `ok` |
+//! | `up` | `ok` and the names of those that are |
+//! | `names`, then a name and its addresses a line, with `@` and an address first for that asker only | `ok` |
+//! | `link between db web 50000 0 0 0 0 0 0 1000`, or `out db …`, `into db …` | `ok` |
+//! | `cut on` or `cut off`, then two names a line; `heal` | `ok` |
+//! | `passed between db web`, or `out db`, `into db` | `ok` and the counters of that direction |
+//! | `capture 65535 1000000`, then `sent`, `received`, `node db`, `protocol tcp`, `port 80`, `host 10.0.2.9` a line, with a file | `ok 0` |
+//! | `captured 0`; `uncapture 0`, which ends it | `ok`, frames written, frames that there was no room for |
+//! | `stats`; `gateway` | `ok`, then the counters of a node a line; of the engine |
+//!
 //! A failure is `error`, step, system call and errno, separated by tabs.
 
 use crate::slirp::config::{Config, Loopback, Rule, V4, V6};
@@ -83,6 +98,16 @@ pub struct Setup {
     pub ifname: String,
     /// Whether to give the interface addresses and routes.
     pub configure: bool,
+    /// Whether the gateway becomes the default route.
+    pub routes: bool,
+    /// The interface is a network's: nobody but us configures it.
+    pub member: bool,
+    /// The namespace passes packets on between its interfaces.
+    pub forward: bool,
+    /// Other networks, and by which router they are reached.
+    pub via: Vec<(IpAddr, u8, IpAddr)>,
+    /// Where a network's chances come from.
+    pub seed: u64,
     /// Which kind of interface.
     pub device: Kind,
     /// A pidfd, or a user and a network namespace.
@@ -144,12 +169,26 @@ fn ports(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
 }
 
 impl Setup {
-    /// Reads the first message.
+    /// Reads the first message of one that makes an interface.
     pub fn parse(text: &str, fds: Vec<Fd>) -> Result<Self, Failure> {
+        let setup = Self::read(text, fds)?;
+        if setup.namespaces.is_empty() || setup.ifname.is_empty() || setup.ifname.len() > 15 {
+            return Err(Failure::new("read the description", "parse", sys::EINVAL));
+        }
+        Ok(setup)
+    }
+
+    /// Reads the first message.
+    pub fn read(text: &str, fds: Vec<Fd>) -> Result<Self, Failure> {
         let mut setup = Self {
             config: Config::default(),
             ifname: "tap0".into(),
             configure: true,
+            routes: true,
+            member: false,
+            forward: false,
+            via: Vec::new(),
+            seed: 0,
             device: Kind::Any,
             namespaces: fds,
             watch: None,
@@ -162,9 +201,6 @@ impl Setup {
                 .line(line)
                 .ok_or_else(|| Failure::new(&format!("read the line {line:?}"), "parse", sys::EINVAL))?;
         }
-        if setup.namespaces.is_empty() || setup.ifname.is_empty() || setup.ifname.len() > 15 {
-            return Err(Failure::new("read the description", "parse", sys::EINVAL));
-        }
         Ok(setup)
     }
 
@@ -174,6 +210,13 @@ impl Setup {
         match words.0.next()? {
             "ifname" => self.ifname = words.next()?,
             "configure" => self.configure = words.next()?,
+            "switch" => self.seed = words.next()?,
+            "interface" => self.member = true,
+            "routes" => self.routes = words.next()?,
+            "forward" => self.forward = words.next()?,
+            "via" => self.via.push((words.next()?, words.next()?, words.next()?)),
+            "closed" => config.closed = words.next()?,
+            "services" => config.services = words.next()?,
             "device" => {
                 self.device = match words.0.next()? {
                     "any" => Kind::Any,
@@ -223,11 +266,7 @@ impl Setup {
             }
             "resolver" => config.resolvers.push(words.next()?),
             "search" => config.search.push(words.next()?),
-            "name" => {
-                let name: String = words.next()?;
-                let addresses = words.0.map(str::parse).collect::<Result<Vec<IpAddr>, _>>().ok()?;
-                config.names.push((name.to_ascii_lowercase(), addresses));
-            }
+            "name" => config.names.push(name(words.0)?),
             "deny-name" => config.denied_names.push(words.next::<String>()?.to_ascii_lowercase()),
             "allow" => config.rules.push(rule(true, words)?),
             "deny" => config.rules.push(rule(false, words)?),
@@ -247,6 +286,31 @@ fn rule(allow: bool, mut words: Words<'_>) -> Option<Rule> {
         }
     };
     Some(Rule { allow, network, ports: words.0.next().map_or(Some(0..=65535), ports)? })
+}
+
+/// `db 10.0.2.9 fd00::9`.
+fn name(mut words: std::str::SplitWhitespace<'_>) -> Option<(String, Vec<IpAddr>)> {
+    let name = words.next()?.to_ascii_lowercase();
+    Some((name, words.map(str::parse).collect::<Result<_, _>>().ok()?))
+}
+
+/// A name with its addresses.
+type Name = (String, Vec<IpAddr>);
+
+/// The names of a `names` request, one a line: those for all, and those for one asker (`@10.0.2.9 db …`).
+pub fn names<'a>(lines: impl Iterator<Item = &'a str>) -> Option<(Vec<Name>, Vec<(IpAddr, String, Vec<IpAddr>)>)> {
+    let (mut all, mut views) = (Vec::new(), Vec::new());
+    for line in lines {
+        match line.strip_prefix('@') {
+            None => all.push(name(line.split_whitespace())?),
+            Some(line) => {
+                let (asker, rest) = line.split_once(' ')?;
+                let (name, addresses) = name(rest.split_whitespace())?;
+                views.push((asker.parse().ok()?, name, addresses));
+            }
+        }
+    }
+    Some((all, views))
 }
 
 /// The resolvers of a `resolvers` request.

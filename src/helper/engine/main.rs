@@ -12,6 +12,9 @@
 //!    moving packets (`sandbox`).
 //! 5. It reports success, and serves until its owner or the namespace's process is gone (`run`).
 //!
+//! Two other first messages make it something else: a network of containers, which makes no interface itself but is
+//! given them (`switching`), and the maker of one such interface (`interface`).
+//!
 //! It holds the only descriptor of the interface: when it ends, by whatever cause, the interface vanishes.
 #![allow(dead_code, unused_imports, reason = "the library offers more than this program uses")]
 
@@ -19,6 +22,7 @@ mod address;
 mod attach;
 mod control;
 mod host;
+mod interface;
 mod netlink;
 mod packet;
 #[path = "../../sys/raw.rs"]
@@ -27,6 +31,7 @@ mod run;
 mod sandbox;
 #[path = "../../slirp/mod.rs"]
 mod slirp;
+mod switching;
 mod sys;
 mod tap;
 

@@ -14,6 +14,7 @@ const RTM_NEWROUTE: u16 = 24;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -23,6 +24,7 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_F_NODAD: u32 = 2;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
@@ -133,6 +135,23 @@ impl Netlink {
             .attribute(IFA_LOCAL, &value)
             .attribute(IFA_ADDRESS, &value)
             .attribute(IFA_FLAGS, &IFA_F_NODAD.to_ne_bytes());
+        self.ask(request)
+    }
+
+    /// Lets so many frames wait in the interface.
+    pub fn queue(&self, index: u32, frames: u32) -> Result<(), i32> {
+        let mut body = vec![0; 16]; // struct ifinfomsg
+        crate::slirp::wire::put(&mut body, 4, &index.to_ne_bytes());
+        self.ask(Request::new(RTM_NEWLINK, 0, &body).attribute(IFLA_TXQLEN, &frames.to_ne_bytes()))
+    }
+
+    /// Reaches a network by `gateway`.
+    pub fn route(&self, index: u32, to: IpAddr, prefix: u8, gateway: IpAddr) -> Result<(), i32> {
+        let body = [family(gateway), prefix, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0];
+        let request = Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body)
+            .attribute(RTA_DST, &octets(to))
+            .attribute(RTA_GATEWAY, &octets(gateway))
+            .attribute(RTA_OIF, &index.to_ne_bytes());
         self.ask(request)
     }
 

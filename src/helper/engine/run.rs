@@ -11,7 +11,7 @@ use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
 use crate::tap::{self, Tap};
-use crate::{attach, packet, sandbox};
+use crate::{attach, interface, packet, sandbox, switching};
 use std::time::{Duration, Instant};
 
 const CONTROL: Fd = 0;
@@ -33,6 +33,11 @@ pub fn serve() -> Result<(), Failure> {
     let first =
         control::receive(CONTROL, 0).map_err(|e| Failure::new("read the description", "recvmsg", e))?;
     let Some((text, fds)) = first else { return Ok(()) };
+    match text.split_whitespace().next() {
+        Some("switch") => return switching::serve(&text, fds),
+        Some("interface") => return interface::serve(&text, fds),
+        _ => {}
+    }
     let mut setup = Setup::parse(&text, fds)?;
     let descriptors = sys::raise_descriptor_limit();
     let limit = descriptors.saturating_sub(RESERVE).max(RESERVE) as usize;

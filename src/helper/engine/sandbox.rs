@@ -26,6 +26,7 @@ const ALLOWED: &[usize] = &[
     nr::ACCEPT4,
     nr::EPOLL_WAIT,
     nr::EPOLL_CTL,
+    nr::EPOLL_PWAIT2,
     nr::EXIT_GROUP,
     11,  // munmap
     12,  // brk

@@ -39,6 +39,7 @@ pub mod nr {
     pub const OPENAT: usize = 257;
     pub const UNSHARE: usize = 272;
     pub const ACCEPT4: usize = 288;
+    pub const EPOLL_PWAIT2: usize = 441;
     pub const EPOLL_CREATE1: usize = 291;
     pub const SETNS: usize = 308;
     pub const SECCOMP: usize = 317;
@@ -57,6 +58,8 @@ pub const EINVAL: i32 = 22;
 pub const ENOENT: i32 = 2;
 /// errno.
 pub const EEXIST: i32 = 17;
+/// errno.
+pub const ENETDOWN: i32 = 100;
 
 /// A system call that does not touch our memory.
 fn plain<const N: usize>(n: usize, args: [usize; N]) -> Outcome {
@@ -349,6 +352,27 @@ pub fn epoll() -> Result<Fd, i32> {
 pub fn epoll_add(epoll: Fd, fd: Fd, events: u32, token: u64) -> Outcome {
     let event = Event { events, token };
     pointed(nr::EPOLL_CTL, [epoll as usize, 1, fd as usize, (&raw const event) as usize])
+}
+
+/// Ends the registration of a descriptor.
+pub fn epoll_remove(epoll: Fd, fd: Fd) {
+    let _ = plain(nr::EPOLL_CTL, [epoll as usize, 2, fd as usize, 0]);
+}
+
+/// Waits for up to `timeout`, to the nanosecond (`epoll_pwait2`, Linux 5.11; elsewhere to the millisecond); for ever
+/// if `None`.
+pub fn epoll_wait_for(epoll: Fd, events: &mut [Event], timeout: Option<std::time::Duration>) -> Outcome {
+    let Some(timeout) = timeout else { return epoll_wait(epoll, events, -1) };
+    if timeout.is_zero() {
+        return epoll_wait(epoll, events, 0);
+    }
+    let spec = [timeout.as_secs(), u64::from(timeout.subsec_nanos())]; // struct timespec
+    let (at, len, spec_at) = (events.as_mut_ptr() as usize, events.len(), spec.as_ptr() as usize);
+    match pointed(nr::EPOLL_PWAIT2, [epoll as usize, at, len, spec_at, 0, 0]) {
+        // ENOSYS, EPERM: not there, or not for us.
+        Err(38 | 1) => epoll_wait(epoll, events, timeout.as_micros().div_ceil(1000).min(60_000) as i32),
+        other => other,
+    }
 }
 
 /// Waits for up to `timeout` milliseconds; for ever if negative.

@@ -7,6 +7,7 @@
 use super::{Capabilities, Device};
 use crate::slirp::time::Time;
 use crate::slirp::wire::{ethernet, vnet};
+use crate::slirp::{link, segment};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
@@ -69,13 +70,8 @@ impl<D: Device> Fault<D> {
         &mut self.device
     }
 
-    /// splitmix64.
     fn next(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        link::next(&mut self.random)
     }
 
     fn chance(&mut self, per_10000: u32) -> bool {
@@ -91,7 +87,7 @@ impl<D: Device> Fault<D> {
         for _ in 0..=usize::from(self.chance(faults.duplicate)) {
             let mut copy = frame.to_vec();
             if self.chance(faults.corrupt) {
-                complete(&mut copy);
+                segment::complete(&mut copy);
                 let bit = self.next() as usize;
                 // Not in the Ethernet header: a link has a checksum of its own for that.
                 let start = vnet::LEN + ethernet::LEN;
@@ -119,19 +115,6 @@ impl<D: Device> Fault<D> {
             self.device.send(&frame)?;
         }
         Ok(())
-    }
-}
-
-/// Fills in a checksum that was left to the device.
-fn complete(frame: &mut [u8]) {
-    let Some((header, body)) = vnet::VnetHeader::parse(frame) else { return };
-    if header.flags & vnet::NEEDS_CSUM != 0 && header.fits(body.len()) {
-        let start = vnet::LEN + usize::from(header.csum_start);
-        let sum = crate::slirp::wire::checksum::Sum::default().bytes(frame.get(start..).unwrap_or(&[]));
-        crate::slirp::wire::put(frame, start + usize::from(header.csum_offset), &sum.finish().to_be_bytes());
-    }
-    if let Some(flags) = frame.first_mut() {
-        *flags = 0;
     }
 }
 

@@ -1,0 +1,432 @@
+//! The loop of a network of containers: many interfaces, the switch between them (`slirp::fabric`), and the engine
+//! as one more node of it, which is the members' resolver and, if that is wanted, their gateway.
+//!
+//! The engine's device is a cable in memory. Descriptors of interfaces come over the control socket with a pidfd of
+//! the member, whose end frees its port. In the order of each round: what the kernel reports, frames whose time has
+//! come, the engine. Sleeping is exact to the microsecond (`epoll_pwait2`), for a delayed frame must not wait for a
+//! millisecond to end.
+
+use crate::control::{self, Failure, Setup};
+use crate::host::{self, Sockets};
+use crate::sandbox;
+use crate::slirp::device::{self, Capabilities, Device, MAX_FRAME, Memory};
+use crate::slirp::engine::{BATCH, Engine};
+use crate::slirp::fabric::{Fabric, Hop, Node, Ports};
+use crate::slirp::link::Impairment;
+use crate::slirp::pcapng::{Capture, Filter};
+use crate::slirp::time::Time;
+use crate::sys::{self, Event, Fd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const CONTROL: Fd = 0;
+/// Tokens that are not flows': a flow's generation would have to reach its last value to look like one.
+const OWNER: u64 = u64::MAX - 2;
+const GONE: u64 = u64::MAX - 3;
+/// Tokens of nodes: these and the node's number.
+const FRAMES: u64 = 0xffff_ffff_0001_0000;
+const ENDED: u64 = 0xffff_ffff_0002_0000;
+const EPOLLIN: u32 = 1;
+/// How long to look without sleeping.
+const SPIN: Duration = Duration::from_micros(40);
+/// Descriptors kept free of flows.
+const RESERVE: u64 = 4096;
+/// Frames that may wait for the engine, or from it.
+const CABLE: usize = 8192;
+/// The engine's node.
+const GATEWAY: Node = 0;
+
+/// One member's end.
+#[derive(Clone, Copy)]
+struct Port {
+    fd: Fd,
+    watch: Fd,
+    takes: Capabilities,
+}
+
+/// A file of the owner's, closed with its capture.
+struct File(Fd);
+
+impl std::io::Write for File {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        sys::write(self.0, bytes).map_err(std::io::Error::from_raw_os_error)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        sys::close(self.0);
+    }
+}
+
+/// Where frames go.
+struct Joined {
+    captures: Vec<Option<Capture<File>>>,
+    /// Names of nodes, for captures.
+    names: Vec<String>,
+    /// The time at which the clock stood at zero, since 1970.
+    epoch: Duration,
+    start: Instant,
+    /// By node.
+    ports: Vec<Option<Port>>,
+    /// The end of the cable to the engine.
+    cable: Memory,
+    /// The engine has frames to take.
+    waiting: bool,
+}
+
+impl Ports for Joined {
+    fn takes(&self, node: Node) -> Capabilities {
+        match self.ports.get(usize::from(node)) {
+            Some(Some(port)) => port.takes,
+            _ => Capabilities::ALL,
+        }
+    }
+
+    fn seen(&mut self, node: Node, received: bool, frame: &[u8]) {
+        if self.captures.is_empty() {
+            return;
+        }
+        let time = (self.epoch + self.start.elapsed()).as_micros() as Time;
+        let name = self.names.get(usize::from(node)).map_or("", String::as_str);
+        for capture in self.captures.iter_mut().flatten() {
+            capture.frame(time, node, name, received, frame);
+        }
+    }
+
+    fn send(&mut self, node: Node, frame: &[u8]) -> bool {
+        if node == GATEWAY {
+            self.waiting = true;
+            return self.cable.send(frame).is_ok();
+        }
+        let port = self.ports.get(usize::from(node)).copied().flatten();
+        port.is_some_and(|port| sys::write(port.fd, frame).is_ok())
+    }
+}
+
+/// Sets the network up and serves until its owner is gone.
+pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
+    let mut setup = Setup::read(text, fds)?;
+    let descriptors = sys::raise_descriptor_limit();
+    let flows = descriptors.saturating_sub(RESERVE.min(descriptors / 2)) as usize;
+    setup.config.limits.flows = setup.config.limits.flows.min(flows.max(64));
+    let poll = |errno| Failure::new("start the loop", "epoll", errno);
+    let epoll = sys::epoll().map_err(poll)?;
+    sys::epoll_add(epoll, CONTROL, EPOLLIN, OWNER).map_err(poll)?;
+    for watched in setup.owner.iter().chain(&setup.namespaces) {
+        sys::epoll_add(epoll, *watched, EPOLLIN, GONE).map_err(poll)?;
+    }
+    // PR_SET_TIMERSLACK: the kernel's 50 µs would be felt.
+    let _ = sys::prctl(29, 1);
+    let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let (near, cable) = device::pair(Capabilities::ALL, CABLE);
+    let mut fabric = Fabric::new(setup.seed);
+    fabric.join("gateway");
+    let engine = Engine::new(setup.config, Sockets::new(epoll), near, 0);
+    sandbox::enter()?;
+    control::send(CONTROL, "ok switch").map_err(|e| Failure::new("report success", "send", e))?;
+    Loop {
+        engine,
+        fabric,
+        joined: Joined {
+            ports: vec![None],
+            cable,
+            waiting: false,
+            captures: Vec::new(),
+            names: vec!["gateway".into()],
+            epoch,
+            start,
+        },
+        epoll,
+        start,
+        spin,
+        credit: 8,
+        buffer: vec![0; MAX_FRAME],
+    }
+    .run();
+    Ok(())
+}
+
+struct Loop {
+    engine: Engine<Sockets, Memory>,
+    fabric: Fabric,
+    joined: Joined,
+    epoll: Fd,
+    start: Instant,
+    /// There is more than one processor.
+    spin: bool,
+    /// Rises when looking again found something, falls when it did not.
+    credit: i32,
+    buffer: Vec<u8>,
+}
+
+impl Loop {
+    fn now(&self) -> Time {
+        self.start.elapsed().as_micros() as Time
+    }
+
+    /// How long epoll may sleep; for ever if `None`.
+    fn timeout(&self) -> Option<Duration> {
+        if self.engine.busy() {
+            return Some(Duration::ZERO);
+        }
+        let due = self.engine.next_due().into_iter().chain(self.fabric.next_due()).min()?;
+        Some(Duration::from_micros(due).saturating_sub(self.start.elapsed()))
+    }
+
+    /// Waits for events: looks first, then sleeps.
+    fn wait(&mut self, events: &mut [Event]) -> usize {
+        if self.spin && self.credit > 0 {
+            let begin = Instant::now();
+            while begin.elapsed() <= SPIN.min(self.timeout().unwrap_or(SPIN)) {
+                match sys::epoll_wait(self.epoll, events, 0) {
+                    Ok(0) | Err(_) => std::hint::spin_loop(),
+                    Ok(n) => {
+                        self.credit = (self.credit + 1).min(64);
+                        return n;
+                    }
+                }
+            }
+            self.credit -= 8;
+        } else {
+            // Try again now and then.
+            self.credit += 1;
+        }
+        let timeout = self.timeout();
+        sys::epoll_wait_for(self.epoll, events, timeout).unwrap_or(0)
+    }
+
+    fn run(&mut self) {
+        let mut events = [Event::default(); 128];
+        loop {
+            let n = self.wait(&mut events);
+            let now = self.now();
+            self.engine.advance(now);
+            self.fabric.advance(now, &mut self.joined);
+            for event in events.get(..n).unwrap_or(&[]) {
+                let (token, bits) = (event.token, event.events);
+                let node = token as Node;
+                match token {
+                    OWNER => {
+                        if !self.owner() {
+                            return;
+                        }
+                    }
+                    GONE => return,
+                    _ if token & !0xffff == FRAMES => self.frames(node),
+                    _ if token & !0xffff == ENDED => self.leave(node),
+                    _ => self.engine.host_event(token, host::ready(bits)),
+                }
+            }
+            self.engine.settle();
+            self.exchange();
+        }
+    }
+
+    /// Takes a batch of frames from a member.
+    fn frames(&mut self, node: Node) {
+        let Some(Some(port)) = self.joined.ports.get(usize::from(node)).copied() else { return };
+        for _ in 0..BATCH {
+            match sys::read(port.fd, &mut self.buffer) {
+                Ok(len) => {
+                    let now = self.start.elapsed().as_micros() as Time;
+                    let frame = self.buffer.get(..len).unwrap_or(&[]);
+                    self.fabric.receive(now, node, frame, &mut self.joined);
+                }
+                Err(sys::EAGAIN | sys::EINTR) => return,
+                // EBADFD or EIO: the interface is gone, with its namespace. ENETDOWN: a packet socket's is down.
+                Err(sys::ENETDOWN) => return,
+                Err(_) => return self.leave(node),
+            }
+        }
+    }
+
+    /// Lets the engine have what is for it, and the switch what is from it.
+    fn exchange(&mut self) {
+        while self.joined.waiting {
+            self.joined.waiting = false;
+            while matches!(self.engine.receive(), Ok(BATCH)) {}
+            self.from_engine();
+        }
+        self.from_engine();
+    }
+
+    fn from_engine(&mut self) {
+        while let Some(frame) = self.joined.cable.pop() {
+            let now = self.now();
+            self.fabric.receive(now, GATEWAY, &frame, &mut self.joined);
+        }
+    }
+
+    /// A member has ended, or is to be let go.
+    fn leave(&mut self, node: Node) {
+        let Some(port) = self.joined.ports.get_mut(usize::from(node)).and_then(Option::take) else { return };
+        for fd in [port.fd, port.watch] {
+            // The owner may still hold the descriptor, and what it holds is reported.
+            sys::epoll_remove(self.epoll, fd);
+            sys::close(fd);
+        }
+        self.fabric.leave(node);
+    }
+
+    /// Answers the owner; false when it is gone.
+    fn owner(&mut self) -> bool {
+        let (text, fds) = match control::receive(CONTROL, 0x40) {
+            Ok(Some(message)) => message,
+            Ok(None) => return false,
+            Err(sys::EAGAIN | sys::EINTR) => return true,
+            Err(_) => return false,
+        };
+        let reply = self.request(&text, &fds).unwrap_or_else(|errno| {
+            for fd in &fds {
+                sys::close(*fd);
+            }
+            Failure::new("understand the request", "parse", errno).message()
+        });
+        control::send(CONTROL, &reply).is_ok()
+    }
+
+    fn request(&mut self, text: &str, fds: &[Fd]) -> Result<String, i32> {
+        let mut words = text.lines().next().unwrap_or_default().split_whitespace();
+        let first = words.next().ok_or(sys::EINVAL)?;
+        let node = |fabric: &Fabric, name: &str| fabric.find(name).ok_or(sys::ENOENT);
+        match first {
+            "port" => {
+                let mut word = || words.next().ok_or(sys::EINVAL);
+                let (name, _kind) = (word()?, word()?);
+                let takes = Capabilities { checksum: word()? == "1", tso: word()? == "1", uso: word()? == "1" };
+                let [fd, watch] = *fds else { return Err(sys::EINVAL) };
+                self.join(name, Port { fd, watch, takes })?;
+                return Ok("ok".into());
+            }
+            "unport" => {
+                let node = node(&self.fabric, words.next().ok_or(sys::EINVAL)?)?;
+                self.leave(node);
+            }
+            "up" => {
+                let up = self.joined.ports.iter().enumerate().filter(|(_, port)| port.is_some());
+                let names = up.map(|(node, _)| self.fabric.name(node as Node)).collect::<Vec<_>>();
+                return Ok(format!("ok {}", names.join(" ")));
+            }
+            "names" => {
+                let (names, views) = control::names(text.lines().skip(1)).ok_or(sys::EINVAL)?;
+                self.engine.core.config.names = names;
+                self.engine.core.config.views = views;
+            }
+            "link" => {
+                let hop = self.hop(&mut words)?;
+                let how = Impairment::parse(words).ok_or(sys::EINVAL)?;
+                self.fabric.impair(hop, how);
+            }
+            "cut" => {
+                let cut = words.next() == Some("on");
+                for line in text.lines().skip(1) {
+                    let (from, to) = line.split_once(' ').ok_or(sys::EINVAL)?;
+                    let (from, to) = (node(&self.fabric, from)?, node(&self.fabric, to)?);
+                    self.fabric.cut(from, to, cut);
+                }
+            }
+            "heal" => self.fabric.heal(),
+            "passed" => {
+                let hop = self.hop(&mut words)?;
+                return Ok(format!("ok {}", self.fabric.hop_line(hop)));
+            }
+            "capture" => {
+                let mut number = || words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL);
+                let (snap, limit): (u64, u64) = (number()?, number()?);
+                let [file] = *fds else { return Err(sys::EINVAL) };
+                let filter = self.filter(text.lines().skip(1))?;
+                let made = Capture::new(File(file), filter, snap as usize, limit).map_err(|_| sys::EINVAL)?;
+                let captures = &mut self.joined.captures;
+                let at = captures.iter().position(Option::is_none).unwrap_or(captures.len());
+                captures.resize_with(captures.len().max(at + 1), || None);
+                if let Some(place) = captures.get_mut(at) {
+                    *place = Some(made);
+                }
+                return Ok(format!("ok {at}"));
+            }
+            "captured" | "uncapture" => {
+                let at: usize = words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL)?;
+                let place = self.joined.captures.get_mut(at).ok_or(sys::ENOENT)?;
+                let capture = place.as_ref().ok_or(sys::ENOENT)?;
+                let reply = format!("ok {} {}", capture.frames, capture.dropped);
+                if first == "uncapture" {
+                    *place = None;
+                }
+                return Ok(reply);
+            }
+            "stats" => return Ok(format!("ok\n{}", self.fabric.lines(control::MAX - 256))),
+            "gateway" => {
+                let (flows, buffered) = (self.engine.flow_count(), self.engine.core.buffered);
+                let stats = self.engine.stats().lines();
+                return Ok(format!("ok\nflows {flows}\nbuffered {buffered}\n{stats}"));
+            }
+            "flows" => return Ok(format!("ok\n{}", self.engine.flow_lines(control::MAX - 256))),
+            "resolvers" => {
+                self.engine.core.config.resolvers = control::resolvers(words).ok_or(sys::EINVAL)?;
+                self.engine.core.resolver = 0;
+            }
+            _ => return Err(sys::EINVAL),
+        }
+        Ok("ok".into())
+    }
+
+    /// What a capture is to hold.
+    fn filter<'a>(&self, lines: impl Iterator<Item = &'a str>) -> Result<Filter, i32> {
+        let mut filter = Filter::default();
+        for line in lines {
+            let (what, value) = line.split_once(' ').unwrap_or((line, ""));
+            match what {
+                "sent" => filter.sent = true,
+                "received" => filter.received = true,
+                "node" => filter.nodes.push(self.fabric.find(value).ok_or(sys::ENOENT)?),
+                "protocol" => filter.protocols.push(value.into()),
+                "port" => filter.ports.push(value.parse().map_err(|_| sys::EINVAL)?),
+                "host" => filter.hosts.push(value.parse().map_err(|_| sys::EINVAL)?),
+                _ => return Err(sys::EINVAL),
+            }
+        }
+        Ok(filter)
+    }
+
+    /// The direction of a link that words name.
+    fn hop<'a>(&self, words: &mut impl Iterator<Item = &'a str>) -> Result<Hop, i32> {
+        let mut word = || words.next().ok_or(sys::EINVAL);
+        let kind = word()?;
+        let mut node = || self.fabric.find(word()?).ok_or(sys::ENOENT);
+        match kind {
+            "out" => node().map(Hop::Out),
+            "into" => node().map(|to| Hop::Into(to, to)),
+            "between" => Ok(Hop::Between(node()?, node()?)),
+            _ => Err(sys::EINVAL),
+        }
+    }
+
+    /// Takes a member in.
+    fn join(&mut self, name: &str, port: Port) -> Result<(), i32> {
+        let node = self.fabric.join(name).ok_or(sys::EEXIST)?;
+        let at = usize::from(node);
+        if self.joined.ports.len() <= at {
+            self.joined.ports.resize(at + 1, None);
+        }
+        let watched = sys::epoll_add(self.epoll, port.fd, EPOLLIN, FRAMES | u64::from(node))
+            .and_then(|_| sys::epoll_add(self.epoll, port.watch, EPOLLIN, ENDED | u64::from(node)));
+        if let Err(errno) = watched {
+            sys::epoll_remove(self.epoll, port.fd);
+            self.fabric.leave(node);
+            return Err(errno);
+        }
+        self.joined.names.resize(self.joined.ports.len(), String::new());
+        if let Some(place) = self.joined.names.get_mut(at) {
+            *place = name.into();
+        }
+        if let Some(place) = self.joined.ports.get_mut(at) {
+            *place = Some(port);
+        }
+        Ok(())
+    }
+}

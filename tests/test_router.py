@@ -1,0 +1,132 @@
+"""Several networks: containers in more than one, routers between them, and the way out."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import r2d2
+from _guest import echo, inside, namespace, python, server
+from _needs import needs
+from _nodes import ECHO, nodes, serving
+
+if TYPE_CHECKING:
+    from r2d2 import slirp
+
+pytestmark = needs("unshare")
+
+
+def out(container: r2d2.Container, *command: str) -> str:
+    return str(container.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+def test_router_between_two_networks(device: slirp.Device) -> None:
+    with (
+        r2d2.Network(device=device) as left,
+        r2d2.Network(device=device) as right,
+        namespace() as router,
+        namespace() as a,
+        namespace() as b,
+    ):
+        inner = left.join(router, name="router", forward=True)
+        outer = right.join(router, name="router", interface="eth1", forward=True)
+        there = {str(right.subnet): str(inner.address), str(right.subnet6): str(inner.address6)}
+        back = {str(left.subnet): str(outer.address), str(left.subnet6): str(outer.address6)}
+        one, two = left.join(a, name="a", routes=there), right.join(b, name="b", routes=back)
+        assert one.address not in right.subnet
+        for address in (two.address, two.address6):
+            assert inside(a, "ping", "-c2", "-i0.2", "-W5", str(address)).returncode == 0
+        with serving(b, ECHO):
+            code = f"""
+s = socket.create_connection(("{two.address}", 7), 10); s.sendall(b"hello")
+print(s.recv(5), s.getpeername()[0])
+"""
+            assert python(a, code) == f"b'hello' {two.address}"
+        # Without the router there is no way.
+        left.cut("a", "router")
+        assert inside(a, "ping", "-c1", "-W1", str(two.address)).returncode != 0
+
+
+def test_container_in_two_networks_knows_both() -> None:
+    with (
+        r2d2.Network() as front,
+        r2d2.Network() as back,
+        r2d2.Container("host", name="db", network=back) as db,
+        r2d2.Container("host", name="app", network=[front, back]) as app,
+        r2d2.Container("host", name="web", network=front) as web,
+    ):
+        assert [i.name for i in app.interfaces] == ["eth0", "eth1"]
+        assert out(app, "getent", "ahostsv4", "db").split()[0] == str(db.interfaces[0].address)
+        assert out(app, "getent", "ahostsv4", "web").split()[0] == str(web.interfaces[0].address)
+        assert out(web, "getent", "ahostsv4", "app").split()[0] == str(app.interfaces[0].address)
+        assert out(db, "getent", "ahostsv4", "app").split()[0] == str(app.interfaces[1].address)
+        # Who is in one network only knows that one.
+        assert web.run(["getent", "ahostsv4", "db"], timeout=20).returncode == 2
+        db.stop()
+        assert app.run(["getent", "ahostsv4", "db"], timeout=20).returncode == 2
+        assert out(app, "getent", "ahostsv4", "web")
+
+
+def test_without_a_gateway_nobody_is_reached() -> None:
+    with r2d2.Network() as net, nodes(net, "a") as pids, server(echo) as port:
+        for host in ("192.0.2.1", "127.0.0.1"):
+            code = f"""
+try: socket.create_connection(("{host}", {port}), 5)
+except OSError as e: print(e.errno)
+"""
+            assert python(pids["a"], code) in (str(errno.ENETUNREACH), str(errno.ECONNREFUSED))
+        # Nor by a route of its own.
+        resolver = str(net.resolver)
+        assert inside(pids["a"], "ip", "route", "add", "default", "via", resolver).returncode == 0
+        code = """
+try: socket.create_connection(("192.0.2.1", 80), 5)
+except OSError as e: print(e.errno)
+"""
+        assert python(pids["a"], code) == str(errno.ENETUNREACH)
+
+
+def test_gateway_leads_out_and_names_are_relayed(device: slirp.Device) -> None:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as resolver, server(echo) as port:
+        resolver.bind(("127.0.0.1", 0))
+
+        def answer() -> None:
+            query, sender = resolver.recvfrom(4096)
+            reply = query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:]
+            resolver.sendto(reply + b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4\xc0\0\2\7", sender)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        way = r2d2.Slirp(host_loopback=[port], resolvers=[f"127.0.0.1:{resolver.getsockname()[1]}"])
+        with r2d2.Network(gateway=way, device=device) as net, nodes(net, "a", "b") as pids:
+            gateway = net.subnet.network_address + 1
+            for pid in pids.values():
+                assert f"default via {gateway}" in inside(pid, "ip", "route").stdout
+                code = f"""
+s = socket.create_connection(("{gateway}", {port}), 10)
+data = bytes(range(256)) * 4096
+import threading
+threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR))).start()
+got = b""
+while part := s.recv(65536): got += part
+print(got == data)
+"""
+                assert python(pid, code) == "True"
+                assert inside(pid, "ping", "-c1", "-W5", str(gateway)).returncode == 0
+            name = """
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(8)
+for name in ("b", "example"):
+    label = bytes([len(name)]) + name.encode()
+    s.sendto(b"ab\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + label + b"\\0\\0\\1\\0\\1", ("{}", 53))
+    print(*s.recv(4096)[-4:])
+"""
+            own, other = python(pids["a"], name.format(net.resolver)).splitlines()
+            assert own.replace(" ", ".") == str(net.members["b"].address)
+            assert other == "192 0 2 7"
+            # The way out is a link as all others.
+            net.cut("a", "gateway")
+            assert inside(pids["a"], "ping", "-c1", "-W1", str(gateway)).returncode != 0
+            assert inside(pids["b"], "ping", "-c1", "-W5", str(gateway)).returncode == 0
+        thread.join(5)
