@@ -126,7 +126,7 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     let (near, cable) = device::pair(Capabilities::ALL, CABLE);
     let mut fabric = Fabric::new(setup.seed);
     fabric.join("gateway");
-    let engine = Engine::new(setup.config, Sockets::new(epoll), near, 0);
+    let engine = Engine::new(setup.config, Sockets::new(epoll, &[]), near, 0);
     sandbox::enter()?;
     control::send(CONTROL, "ok switch").map_err(|e| Failure::new("report success", "send", e))?;
     Loop {
