@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def crowd(image: r2d2.Image, count: int, threads: int) -> dict[str, float]:
     return {**times, "failures": len(failures), "left": sum(container.running for container in containers)}
 
 
+def covers(image: r2d2.Image) -> list[str]:
+    """What bwrap(1) must be told to hide of /proc and /sys what a container of ours hides."""
+    words = ["--ro-bind", "/sys", "/sys"]
+    for step in r2d2.Container(image).explain():
+        if hidden := re.fullmatch(r"bind (\S+) on ROOT(/(?:proc|sys)/\S+)", step.title):
+            source, path = hidden.groups()
+            file = source == "/dev/null"
+            words += ["--ro-bind", source, path] if file else ["--tmpfs", path, "--remount-ro", path]
+        elif kept := re.fullmatch(r"bind ROOT(/(?:proc|sys)/\S+) onto itself", step.title):
+            words += ["--ro-bind", kept[1], kept[1]]
+    return words
+
+
 def main() -> int:  # noqa: PLR0915 - a list of measurements
     """Measures and prints; 1 if a figure is missed."""
     parser = argparse.ArgumentParser(
@@ -145,7 +159,8 @@ def main() -> int:  # noqa: PLR0915 - a list of measurements
         unshare = ["unshare", *spaces, f"--root={layer}", "--mount-proc", "/bin/true"]
         apart = [f"--unshare-{name}" for name in ("user", "pid", "uts", "ipc", "net", "cgroup")]
         mounts = ["--ro-bind", layer, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-        bwrap = ["bwrap", *apart, "--hostname", "r2d2", *mounts, "/bin/true"]
+        bare = ["bwrap", *apart, "--hostname", "r2d2", *mounts, "/bin/true"]
+        bwrap = ["bwrap", *apart, "--hostname", "r2d2", *mounts, *covers(image), "/bin/true"]
         small = Turns(sys.executable, str(HERE / "worker.py"), layer, "0")
         megabytes = str(options.gigabytes * 1024)
         large = Turns(sys.executable, str(HERE / "worker.py"), layer, megabytes)
@@ -160,8 +175,8 @@ def main() -> int:  # noqa: PLR0915 - a list of measurements
         ]
         ids = [str(os.geteuid()), str(os.getegid())]
         limit = Turns(program, "start", f"{memory}/merged", *ids, overlay)
-        by_unshare, by_bwrap, by_nsenter = (
-            Turns(program, "spawn", *command) for command in (unshare, bwrap, nsenter)
+        by_unshare, by_bwrap, by_bare, by_nsenter = (
+            Turns(program, "spawn", *command) for command in (unshare, bwrap, bare, nsenter)
         )
         static = f"{layer}/bin/true"
         try:
@@ -171,6 +186,7 @@ def main() -> int:  # noqa: PLR0915 - a list of measurements
                     "C limit": limit.take,
                     "unshare(1)": by_unshare.take,
                     "bwrap(1)": by_bwrap.take,
+                    "bwrap(1), nothing hidden": by_bare.take,
                     "r2d2.run, large": lambda: large.take("run"),
                 },
                 rounds,
@@ -186,7 +202,7 @@ def main() -> int:  # noqa: PLR0915 - a list of measurements
             )
             memory_used = small.take("pss")
         finally:
-            for turns in (small, large, limit, by_unshare, by_bwrap, by_nsenter):
+            for turns in (small, large, limit, by_unshare, by_bwrap, by_bare, by_nsenter):
                 turns.close()
         imported = imports(rounds // 4)
         many = crowd(image, 500, 8)
