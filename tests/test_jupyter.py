@@ -538,9 +538,11 @@ def test_a_terminal(browser: Browser, kernel: Kernel) -> None:
     browser.say(type="input", text="stty size\r")
     browser.until(lambda: b"12 34\r\n" in browser.text)
     assert (browser.state["rows"], browser.state["columns"]) == (12, 34)
-    browser.say(type="input", text="echo asleep; sleep 1000\r")
-    browser.until(lambda: browser.text.count(b"asleep") == 2)
+    browser.say(type="input", text="sleep 98767\r")
+    # Before that the shell itself would take the signal, and sleep go on.
+    assert until(lambda: any(command.startswith("sleep 98767") for command in commands()))
     browser.say(type="input", text="\x03")
+    assert until(lambda: not any(command.startswith("sleep 98767") for command in commands()))
     browser.say(type="input", codes=[*b"exit 3\r"])
     browser.until(lambda: browser.state.get("returncode") is not None)
     assert browser.state["returncode"] == 3
