@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from jupyter_client import BlockingKernelClient
 
-# What the client library itself does, on some versions of it and of asyncio.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(zmq|tornado|jupyter_client|asyncio).*")
 ODD = os.fsdecode("<script>&\"'\x1b[31m字]]>".encode() + b"\xff")
 
 

@@ -14,7 +14,6 @@ https://jupyter-client.readthedocs.io/en/stable/provisioning.html
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -153,11 +152,13 @@ def _make_directory() -> tuple[str, int]:
             if lock is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(lock)
-    made = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
-    lock = _locked(made)
-    if lock is None:
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), made)
-    return made, lock
+    while True:
+        made = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+        lock = _locked(made)
+        if lock is not None and os.path.isdir(made):
+            return made, lock
+        if lock is not None:  # another server took it for one that was left, and removed it
+            os.close(lock)
 
 
 def _owner(path: str) -> int | None:
