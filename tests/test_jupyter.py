@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import KernelManager
+from jupyter_core.utils import run_sync
 from traitlets.config import Config
 
 import r2d2
@@ -44,6 +46,7 @@ def _places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
         patch.setenv("JUPYTER_PATH", str(top / "prefix/share/jupyter"))
         patch.setenv("A_SECRET_OF_THE_SERVER", "token")
+        run_sync(asyncio.sleep)(0)  # the client's event loop, which it makes once for good
         yield
 
 
@@ -726,6 +729,24 @@ def test_nothing_runs_on_when_the_server_is_killed() -> None:
     other = Kernel(name)
     other.close()
     assert not os.path.exists(directory)
+    assert main(["kernel", "remove", name]) == 0
+
+
+def test_a_kernel_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    name = install("-v", f"{tmp_path}/there:/there")
+    (tmp_path / "there").rmdir()
+    manager = KernelManager(kernel_name=name)
+    with pytest.raises(r2d2.SetupNotFoundError):
+        manager.start_kernel()
+    directory = os.path.dirname(manager.ip)
+    assert os.path.basename(directory).startswith("r2d2-kernel-")
+    assert not os.path.exists(directory)
+    (tmp_path / "there").mkdir()
+    manager.start_kernel()  # and the next try works
+    manager.shutdown_kernel(now=True)
+    assert not os.path.exists(os.path.dirname(manager.ip))
+    manager.context.destroy()
     assert main(["kernel", "remove", name]) == 0
 
 

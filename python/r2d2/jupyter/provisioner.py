@@ -69,11 +69,19 @@ class ContainerProvisioner(LocalProvisioner):
         return dict(await super().pre_launch(**kwargs))
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        """Starts the container and the kernel in it.
+        """Starts the container and the kernel in it. If that fails nothing of it is left.
 
         Raises:
             What ``Container`` raises; SetupNotFoundError: its image has no such Python.
         """
+        try:
+            return self._launch(cmd, kwargs)
+        except BaseException:
+            self._stop()
+            self._forget()
+            raise
+
+    def _launch(self, cmd: list[str], kwargs: dict[str, Any]) -> Any:
         manager: Any = self.parent
         directory = str(self._directory)
         own = os.path.join(directory, "connection.json")
@@ -83,25 +91,20 @@ class ContainerProvisioner(LocalProvisioner):
         passed = _PASSED | _OF_THE_HOST if self.options.get("image", "host") == "host" else _PASSED
         env = {name: value for name, value in given.items() if name in passed or name.startswith("LC_")}
         env |= {**self.kernel_spec.env, "JPY_PARENT_PID": "1"}  # so it is, in there
-        container = container_of(self.options, [(directory, directory)])
+        self.container = container = container_of(self.options, [(directory, directory)])
         cwd = _directory(kwargs.get("cwd"))
-        try:
-            container.start()
-            if not container.path(cwd).is_dir():
-                self.log.warning("%s is not in the container: the kernel starts in /", cwd)
-                cwd = "/"
-            self.process = container.popen(
-                [own if word == manager.connection_file else word for word in cmd],
-                stdin=subprocess.DEVNULL,
-                stdout=kwargs.get("stdout"),
-                stderr=kwargs.get("stderr"),
-                env={**container._environ(), **env},
-                cwd=cwd,
-            )
-        except BaseException:
-            container.stop()
-            raise
-        self.container = container
+        container.start()
+        if not container.path(cwd).is_dir():
+            self.log.warning("%s is not in the container: the kernel starts in /", cwd)
+            cwd = "/"
+        self.process = container.popen(
+            [own if word == manager.connection_file else word for word in cmd],
+            stdin=subprocess.DEVNULL,
+            stdout=kwargs.get("stdout"),
+            stderr=kwargs.get("stderr"),
+            env={**container._environ(), **env},
+            cwd=cwd,
+        )
         self.pid = self.process.pid
         self.pgid = None
         self.cwd = cwd
@@ -129,11 +132,15 @@ class ContainerProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:  # noqa: FBT002 - as it is called
         """Removes everything but, before a restart, the directory of the sockets."""
         self._stop()
-        if not restart and self._directory is not None:
+        if not restart:
+            self._forget()
+        await super().cleanup(restart)
+
+    def _forget(self) -> None:
+        if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             os.close(self._lock)
             self._directory = None
-        await super().cleanup(restart)
 
     def _stop(self) -> None:
         if self.container is not None:
