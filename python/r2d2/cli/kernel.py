@@ -23,7 +23,7 @@ def add(verbs: Verbs) -> None:
         epilog="Takes the options of r2d2 run for the container; --name is the kernel's. Without\n"
         "--user, --prefix and --sys-prefix it is for all users.",
     )
-    options.add_container(parser)
+    options.add_container(parser, command=False)
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--user", action="store_true", help="install for you")
     place.add_argument("--prefix", metavar="DIR", help="install below DIR")

@@ -29,12 +29,18 @@ def add_program(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_container(parser: argparse.ArgumentParser) -> None:
-    """The flags of a container."""
+def add_container(parser: argparse.ArgumentParser, *, command: bool = True) -> None:
+    """The flags of a container; ``command``: whether an image and a command follow them."""
     add = parser.add_argument
-    add("--image", metavar="IMAGE", help="the image; then the first word is the command")
+    words = "the image; then the first word is the command" if command else "the image (host)"
+    add("--image", metavar="IMAGE", help=words)
     add("--name", metavar="NAME", help="a name of your own")
-    add("--rm", action="store_true", help="with -d: remove it when it ends (without -d nothing ever stays)")
+    if command:
+        add(
+            "--rm",
+            action="store_true",
+            help="with -d: remove it when it ends (without -d nothing ever stays)",
+        )
     add("-h", "--hostname", metavar="NAME", help="host name inside (r2d2)")
     add(
         "--network",

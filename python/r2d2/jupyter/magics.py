@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["ContainerMagics", "load", "unload"]
 
 _VERBS = ("doctor", "explain", "diff")
-#: Options of a container that are none of a cell's.
-_UNUSED = ("--rm",)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,9 +68,7 @@ class _Parser(argparse.ArgumentParser):
             help="an exit status other than 0 is no exception",
         )  # fmt: skip
         own = set(self._option_string_actions)
-        options.add_container(self)
-        for name, words in (("--image", "the image of a new container (host)"), ("--rm", argparse.SUPPRESS)):
-            self._option_string_actions[name].help = words
+        options.add_container(self, command=False)
         self.made = sorted(set(self._option_string_actions) - own)
         self.set_defaults(env_file=[])
 
@@ -82,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
 
     def options(self) -> list[str]:
         """For completion."""
-        return sorted(name for name in self._option_string_actions if name not in _UNUSED)
+        return sorted(self._option_string_actions)
 
     def action(self, name: str) -> argparse.Action | None:
         """The option of this name."""
