@@ -458,17 +458,28 @@ def test_a_host_that_cannot_skips_with_a_hint(
 ) -> None:
     """A user namespace in which no further one may be made; and a filter that refuses unshare(2)."""
     pytester.makepyfile("""
+        import pytest, r2d2
+
         def test_one(container): raise AssertionError
+
+        def test_in_the_test(container_factory): container_factory()
+
+        @pytest.fixture(scope="module")
+        def own():
+            with r2d2.Container("scratch") as container:
+                yield container
+
+        def test_own(own): raise AssertionError
 
         def test_plain(): pass
     """)
     limit = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
     command = ["unshare", "-Ur", "sh", "-c", limit, "sh", sys.executable, "-mpytest", "-rs", *QUIET]
     result = pytester.run(*command)
-    result.assert_outcomes(passed=1, skipped=1)
+    result.assert_outcomes(passed=1, skipped=3)
     result.stdout.fnmatch_lines(["r2d2: containers do not work here", "SKIPPED*max_user_namespaces*"])
     result = pytester.run(*command, "--r2d2-required")
-    result.assert_outcomes(passed=1, failed=0, errors=1)
+    result.assert_outcomes(passed=1, failed=1, errors=2)
     pytester.makeconftest(f"""
         import sys
         sys.path.append({str(Path(__file__).parent)!r})

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,27 @@ def explain_refusal(error: BaseException) -> str | None:
     return f"{error} (hint: {hint})" if hint else str(error)
 
 
+@contextmanager
+def _refusals(config: pytest.Config) -> Iterator[None]:
+    """Turns what this host cannot do into a skip with the hint, whoever asked for it."""
+    try:
+        yield
+    except OSError as error:
+        if type(error).__module__ != "r2d2.errors":
+            raise
+        reason = explain_refusal(error)
+        if reason is None:
+            raise
+        refuse(config, reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fixtures of the project's own, too: a service that this host cannot have is no failure of the test."""
+    with _refusals(item.config):
+        return (yield)
+
+
 # Fixtures
 
 
@@ -159,17 +181,12 @@ class _Factory:
         keywords.pop("image", None)
         if chosen is None:
             chosen = self._request.getfixturevalue("r2d2_image")
-        try:
+        with _refusals(self._request.config):
             container = Recorded(chosen, **keywords)
             self.containers.append(container)
             self._request.node.stash.setdefault(_recorded, []).append(container)
             return container.start()
-        except OSError as error:
-            reason = explain_refusal(error)
-            if reason is None:
-                raise
-            refuse(self._request.config, reason)
-            raise
+        raise AssertionError  # refused: a skip or a failure was raised
 
     def close(self) -> None:
         failed = None
