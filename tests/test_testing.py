@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pexpect
 import pytest
 
 from _needs import needs
@@ -537,6 +538,51 @@ def test_a_killed_pytest_takes_its_isolated_test_along(pytester: pytest.Pytester
         process.kill()
         process.wait()
     assert until(lambda: not _running("sleep", "1239"), 10)
+
+
+@needs("coverage")
+def test_coverage_is_measured(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        measured="""
+        def function(value):
+            if value:
+                return 1
+            return 2
+        """,
+        test_it="""
+        import pytest, measured
+
+        @pytest.mark.isolated
+        def test_one(): assert measured.function(1) == 1
+        """,
+    )
+    (pytester.path / ".coveragerc").write_text("[run]\npatch = _exit\nparallel = true\n")
+    coverage = [sys.executable, "-m", "coverage"]
+    pytester.run(*coverage, "run", "-m", "pytest", *QUIET).assert_outcomes(passed=1)
+    pytester.run(*coverage, "combine", "-q")
+    pytester.run(*coverage, "report", "-m", "--include=measured.py").stdout.fnmatch_lines("measured.py*75%*4")
+
+
+def test_a_debugger_in_the_terminal(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.isolated
+        def test_one():
+            value = 41
+            breakpoint()
+            assert value == 42
+    """)
+    child = pytester.spawn(f"{sys.executable} -mpytest {' '.join(QUIET)}", expect_timeout=60)
+    child.expect(r"\(Pdb\)")
+    child.sendline("p value + 1000")
+    child.expect("1041")
+    child.sendline("value = 42")
+    child.expect(r"\(Pdb\)")
+    child.sendline("c")
+    child.expect("1 passed")
+    child.expect(pexpect.EOF)
+    child.close()
 
 
 @needs("asyncio")
