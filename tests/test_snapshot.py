@@ -122,6 +122,22 @@ def test_a_snapshot_of_nothing_changed_is_empty(image: r2d2.Image) -> None:
         assert seen(made, "echo fine") == "fine\n"
 
 
+def test_wherever_the_upper_layer_is(image: r2d2.Image, tmp_path: Path) -> None:
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "work").mkdir()
+    own = {"upper": tmp_path / "upper", "work": tmp_path / "work"}
+    script = (
+        "mkdir /d; echo x > /d/f; echo y > /mounted/host; rm /etc/passwd; touch -d '2001-02-03 04:05:06' /d/f"
+    )
+    (tmp_path / "host").mkdir()
+    mounts = [f"{tmp_path}/host:/mounted"]
+    made = {frozen(image, script, mounts=mounts, **keywords) for keywords in ({}, {"storage": "disk"}, own)}
+    assert len(made) == 1
+    assert seen(made.pop(), "cat /d/f; ls -A /mounted /etc/passwd 2>&1 | grep -c 'No such'") == "x\n2\n"
+    assert (tmp_path / "host/host").read_text() == "y\n"
+    assert frozen("host", "echo x > /etc/f", storage="disk").kind == "host"
+
+
 def test_explain_and_script_name_the_layer(image: r2d2.Image) -> None:
     made = frozen("host", "mkdir /new")
     steps = r2d2.Container(made).explain()

@@ -2,7 +2,8 @@
 
 A snapshot is one directory in the cache, named by its content, that holds what an upper layer holds: new
 and changed files, whiteouts, opaque directories. A container of the new image has it as one more lower
-layer, read-only and shared with all others; the kernel merges (overlayfs, kernel documentation).
+layer, read-only and shared with all others; the kernel merges (overlayfs, kernel documentation). Below a
+snapshot of the host image is the machine's own tree as it is when a container starts, not as it was.
 
 What is kept: content with its holes, symbolic and hard links, modes, mtimes, FIFOs, ``user.*`` attributes
 and ACLs; for real root also owners, devices, capabilities and ``trusted.*``. What is not: sockets; whatever
