@@ -347,6 +347,34 @@ def _running(*args: str) -> list[str]:
     return found
 
 
+def test_fixtures_that_live_on_are_no_leaks(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile("""
+        import pytest, r2d2
+
+        @pytest.fixture(scope="module")
+        def pool():
+            with r2d2.Pool("minimal", 2) as pool:
+                yield pool
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_pool(pool, container, number):
+            with pool.container() as other:
+                assert other.running
+            while pool.ready < 2:
+                pass
+
+        @pytest.fixture(scope="module")
+        def shared():
+            with r2d2.Container("scratch") as container:
+                yield container
+
+        def test_shared(shared, container): assert shared.running
+    """)
+    run("-W", "error").assert_outcomes(passed=5)
+
+
 def test_exit_ends_the_session(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile("""
         import pytest
