@@ -282,7 +282,7 @@ def pytest_runtest_makereport(
         nodes = [item, *item.listchain()]
         containers = {id(each): each for node in nodes for each in node.stash.get(_recorded, ())}
         for each in containers.values():
-            report.sections.extend(each.sections(verbose=item.config.get_verbosity() > 0))
+            report.sections.extend(each.sections(verbose=item.config.getoption("verbose") > 0))
     if report.failed and call.excinfo is not None:
         shown = item.config.stash[_shown]
         key = getattr(call.excinfo.value, "r2d2_build", None)
