@@ -15,7 +15,7 @@ import r2d2
 from _needs import needs
 from r2d2 import snapshot
 from r2d2.testing import Nginx, PostgreSQL, Redis, wait_for_command, wait_for_log
-from r2d2.testing.services import find
+from r2d2.testing.service import find
 
 if TYPE_CHECKING:
     from pathlib import Path

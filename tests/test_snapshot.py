@@ -13,6 +13,7 @@ import pytest
 
 import r2d2
 from _needs import needs
+from _proc import until
 from r2d2 import snapshot
 
 SHELL = ["sh", "-c"]
@@ -121,6 +122,22 @@ def test_a_snapshot_of_nothing_changed_is_empty(image: r2d2.Image) -> None:
         assert seen(made, "echo fine") == "fine\n"
 
 
+def test_wherever_the_upper_layer_is(image: r2d2.Image, tmp_path: Path) -> None:
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "work").mkdir()
+    own = {"upper": tmp_path / "upper", "work": tmp_path / "work"}
+    script = (
+        "mkdir /d; echo x > /d/f; echo y > /mounted/host; rm /etc/passwd; touch -d '2001-02-03 04:05:06' /d/f"
+    )
+    (tmp_path / "host").mkdir()
+    mounts = [f"{tmp_path}/host:/mounted"]
+    made = {frozen(image, script, mounts=mounts, **keywords) for keywords in ({}, {"storage": "disk"}, own)}
+    assert len(made) == 1
+    assert seen(made.pop(), "cat /d/f; ls -A /mounted /etc/passwd 2>&1 | grep -c 'No such'") == "x\n2\n"
+    assert (tmp_path / "host/host").read_text() == "y\n"
+    assert frozen("host", "echo x > /etc/f", storage="disk").kind == "host"
+
+
 def test_explain_and_script_name_the_layer(image: r2d2.Image) -> None:
     made = frozen("host", "mkdir /new")
     steps = r2d2.Container(made).explain()
@@ -227,6 +244,28 @@ def test_the_container_goes_on_and_is_not_left_paused(image: r2d2.Image) -> None
             loop.stdin.close()
         assert sh(container, "cat /f") == "2\n"
     assert seen(made, "cat /f") == "1\n"
+
+
+def test_one_that_was_paused_stays_so(image: r2d2.Image) -> None:
+    with r2d2.Container(image) as container:
+        beat = container.popen([*SHELL, "while usleep 10000; do date +%s%N > /beat; done"])
+        assert until(lambda: container.path("/beat").exists(), 30)
+        container.pause()
+        container.snapshot()
+        before = container.path("/beat").read_text()
+        assert not until(lambda: container.path("/beat").read_text() != before, 0.2)
+        container.resume()
+        assert until(lambda: container.path("/beat").read_text() != before, 30)
+        beat.kill()
+        beat.wait()
+
+
+def test_deep_and_unreadable(image: r2d2.Image) -> None:
+    """Also where a process in the container's user namespace has to read it."""
+    with r2d2.Container(image) as container:
+        sh(container, "mkdir -m 0 /a; for i in $(seq 300); do mkdir d && cd d; done", cwd="/tmp")
+        with pytest.raises(r2d2.ImageError, match="deeper than 256"):
+            container.snapshot()
 
 
 def test_what_cannot_be_frozen_is_said(image: r2d2.Image, tmp_path: Path) -> None:

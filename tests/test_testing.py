@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pexpect
 import pytest
 
 from _needs import needs
@@ -346,6 +347,34 @@ def _running(*args: str) -> list[str]:
     return found
 
 
+def test_fixtures_that_live_on_are_no_leaks(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile("""
+        import pytest, r2d2
+
+        @pytest.fixture(scope="module")
+        def pool():
+            with r2d2.Pool("minimal", 2) as pool:
+                yield pool
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_pool(pool, container, number):
+            with pool.container() as other:
+                assert other.running
+            while pool.ready < 2:
+                pass
+
+        @pytest.fixture(scope="module")
+        def shared():
+            with r2d2.Container("scratch") as container:
+                yield container
+
+        def test_shared(shared, container): assert shared.running
+    """)
+    run("-W", "error").assert_outcomes(passed=5)
+
+
 def test_exit_ends_the_session(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile("""
         import pytest
@@ -458,17 +487,28 @@ def test_a_host_that_cannot_skips_with_a_hint(
 ) -> None:
     """A user namespace in which no further one may be made; and a filter that refuses unshare(2)."""
     pytester.makepyfile("""
+        import pytest, r2d2
+
         def test_one(container): raise AssertionError
+
+        def test_in_the_test(container_factory): container_factory()
+
+        @pytest.fixture(scope="module")
+        def own():
+            with r2d2.Container("scratch") as container:
+                yield container
+
+        def test_own(own): raise AssertionError
 
         def test_plain(): pass
     """)
     limit = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
     command = ["unshare", "-Ur", "sh", "-c", limit, "sh", sys.executable, "-mpytest", "-rs", *QUIET]
     result = pytester.run(*command)
-    result.assert_outcomes(passed=1, skipped=1)
+    result.assert_outcomes(passed=1, skipped=3)
     result.stdout.fnmatch_lines(["r2d2: containers do not work here", "SKIPPED*max_user_namespaces*"])
     result = pytester.run(*command, "--r2d2-required")
-    result.assert_outcomes(passed=1, failed=0, errors=1)
+    result.assert_outcomes(passed=1, failed=1, errors=2)
     pytester.makeconftest(f"""
         import sys
         sys.path.append({str(Path(__file__).parent)!r})
@@ -526,6 +566,51 @@ def test_a_killed_pytest_takes_its_isolated_test_along(pytester: pytest.Pytester
         process.kill()
         process.wait()
     assert until(lambda: not _running("sleep", "1239"), 10)
+
+
+@needs("coverage")
+def test_coverage_is_measured(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        measured="""
+        def function(value):
+            if value:
+                return 1
+            return 2
+        """,
+        test_it="""
+        import pytest, measured
+
+        @pytest.mark.isolated
+        def test_one(): assert measured.function(1) == 1
+        """,
+    )
+    (pytester.path / ".coveragerc").write_text("[run]\npatch = _exit\nparallel = true\n")
+    coverage = [sys.executable, "-m", "coverage"]
+    pytester.run(*coverage, "run", "-m", "pytest", *QUIET).assert_outcomes(passed=1)
+    pytester.run(*coverage, "combine", "-q")
+    pytester.run(*coverage, "report", "-m", "--include=measured.py").stdout.fnmatch_lines("measured.py*75%*4")
+
+
+def test_a_debugger_in_the_terminal(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.isolated
+        def test_one():
+            value = 41
+            breakpoint()
+            assert value == 42
+    """)
+    child = pytester.spawn(f"{sys.executable} -mpytest {' '.join(QUIET)}", expect_timeout=60)
+    child.expect(r"\(Pdb\)")
+    child.sendline("p value + 1000")
+    child.expect("1041")
+    child.sendline("value = 42")
+    child.expect(r"\(Pdb\)")
+    child.sendline("c")
+    child.expect("1 passed")
+    child.expect(pexpect.EOF)
+    child.close()
 
 
 @needs("asyncio")

@@ -102,6 +102,7 @@ class Container:
     """
 
     _root: _core.Root | None = None
+    _paused = False
     _network: Network | None = None
     _network_took: int | None = None
 
@@ -544,8 +545,9 @@ class Container:
 
         Args:
             name: for people; by default the image's, and the beginning of the digest.
-            pause: let nothing in the container run meanwhile. What a program has not written yet is not in
-                the snapshot: stop a database first, or let it recover as after a crash.
+            pause: let nothing in the container run meanwhile. One that was paused before goes on for a
+                moment, and is paused again. What a program has not written yet is not in the
+                snapshot: stop a database first, or let it recover as after a crash.
 
         Raises:
             SpecError: a writable directory is the root: there is no layer to freeze.
@@ -625,10 +627,12 @@ class Container:
     def pause(self) -> None:
         """Stops every process in it: by the freezer of a cgroup where one can be had, else by SIGSTOP."""
         self._running().pause(self.name)
+        self._paused = True
 
     def resume(self) -> None:
         """Lets them go on."""
         self._running().resume()
+        self._paused = False
 
     def stats(self) -> dict[str, int | None]:
         """What it uses: bytes, nanoseconds and counts, each None where no cgroup counts it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .spec import StrPath
 
 __all__ = ["Pool"]
+
+#: Those that were started and not closed: their thread starts containers at any time.
+open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool:
@@ -78,6 +82,7 @@ class Pool:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._fill, name="r2d2-pool", daemon=True)
                 self._thread.start()
+                open_pools.add(self)
         return self
 
     def _fill(self) -> None:
@@ -151,6 +156,7 @@ class Pool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        open_pools.discard(self)
         if self._thread is not None:
             self._thread.join()
         while self._ready:

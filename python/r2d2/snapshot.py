@@ -2,7 +2,8 @@
 
 A snapshot is one directory in the cache, named by its content, that holds what an upper layer holds: new
 and changed files, whiteouts, opaque directories. A container of the new image has it as one more lower
-layer, read-only and shared with all others; the kernel merges (overlayfs, kernel documentation).
+layer, read-only and shared with all others; the kernel merges (overlayfs, kernel documentation). Below a
+snapshot of the host image is the machine's own tree as it is when a container starts, not as it was.
 
 What is kept: content with its holes, symbolic and hard links, modes, mtimes, FIFOs, ``user.*`` attributes
 and ACLs; for real root also owners, devices, capabilities and ``trusted.*``. What is not: sockets; whatever
@@ -23,7 +24,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from .errors import SpecError
+from .errors import ImageError, SpecError
 from .frozen import Frozen, copy
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def freeze(container: Container, *, name: str | None = None, pause: bool = True)
             f"snapshot of {image.name}: the directory itself is written to, there is no upper layer"
         ).with_hint("use Image.from_dir(..., writable=False), whose writes go to a layer of their own")
     with ExitStack() as stack:
-        root_fd, upper = handle.root()
+        root_fd, upper = _roots(container)
         stack.callback(os.close, root_fd)
         if upper is not None:
             stack.callback(os.close, upper)
@@ -240,9 +241,23 @@ def _below(path: Any) -> list[Any]:
     return sorted(each for each in found if os.path.isfile(each))
 
 
+def _roots(container: Container) -> tuple[int, int | None]:
+    """Descriptors of the root directory and the upper layers: from PID 1, which a freezer stops, too."""
+    if not container._paused:
+        return container._running().root()
+    container.resume()
+    try:
+        return container._running().root()
+    finally:
+        container.pause()
+
+
 @contextmanager
 def _paused(container: Container) -> Iterator[None]:
-    """Nothing changes while it is copied."""
+    """Nothing changes while it is copied. One that was paused before stays so."""
+    if container._paused:
+        yield
+        return
     container.pause()
     try:
         yield
@@ -308,9 +323,11 @@ def _copied(container: Container, jobs: list[dict[str, Any]], target: int, direc
         check=True,
         pass_fds=fds,
     )
-    failed, result = json.loads(done.stdout)
-    if failed is not None:
-        raise OSError(*failed)
+    kind, result = json.loads(done.stdout)
+    if kind == "image":
+        raise ImageError(result)
+    if kind == "refused":
+        raise OSError(*result)
     return Frozen(*result)
 
 
@@ -318,9 +335,12 @@ _SCRIPT = """
 import json, sys
 sys.path[:0] = [sys.argv[1]]
 from r2d2 import frozen
+from r2d2.errors import ImageError
 try:
-    answer = (None, frozen.copy(json.load(sys.stdin), int(sys.argv[2]), owners=False))
+    answer = ("done", frozen.copy(json.load(sys.stdin), int(sys.argv[2]), owners=False))
+except ImageError as error:
+    answer = ("image", str(error))
 except OSError as error:
-    answer = ((error.errno, error.strerror, error.filename), None)
+    answer = ("refused", (error.errno, error.strerror or str(error), error.filename))
 print(json.dumps(answer))
 """

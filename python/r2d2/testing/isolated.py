@@ -16,7 +16,7 @@ assertions are rewritten as ever. Limits:
 - other threads do not exist in the fork, as after any fork(2) in a program with threads: what they held
   locked stays locked;
 - coverage.py measures it with ``[run] patch = _exit`` and ``parallel = true``;
-- a debugger works where it uses the terminal (``--pdb``, ``breakpoint()`` with ``-s``), not over a port.
+- a debugger works where it uses the terminal (``--pdb``, ``breakpoint()``), not over a port.
 """
 
 from __future__ import annotations

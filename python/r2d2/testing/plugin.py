@@ -23,7 +23,10 @@ pytest loads this module in every run, so it imports the standard library and py
 from __future__ import annotations
 
 import os
+import sys
+import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +126,27 @@ def explain_refusal(error: BaseException) -> str | None:
     return f"{error} (hint: {hint})" if hint else str(error)
 
 
+@contextmanager
+def _refusals(config: pytest.Config) -> Iterator[None]:
+    """Turns what this host cannot do into a skip with the hint, whoever asked for it."""
+    try:
+        yield
+    except OSError as error:
+        if type(error).__module__ != "r2d2.errors":
+            raise
+        reason = explain_refusal(error)
+        if reason is None:
+            raise
+        refuse(config, reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fixtures of the project's own, too: a service that this host cannot have is no failure of the test."""
+    with _refusals(item.config):
+        return (yield)
+
+
 # Fixtures
 
 
@@ -159,17 +183,12 @@ class _Factory:
         keywords.pop("image", None)
         if chosen is None:
             chosen = self._request.getfixturevalue("r2d2_image")
-        try:
+        with _refusals(self._request.config):
             container = Recorded(chosen, **keywords)
             self.containers.append(container)
             self._request.node.stash.setdefault(_recorded, []).append(container)
             return container.start()
-        except OSError as error:
-            reason = explain_refusal(error)
-            if reason is None:
-                raise
-            refuse(self._request.config, reason)
-            raise
+        raise AssertionError  # refused: a skip or a failure was raised
 
     def close(self) -> None:
         failed = None
@@ -263,7 +282,7 @@ def pytest_runtest_makereport(
         nodes = [item, *item.listchain()]
         containers = {id(each): each for node in nodes for each in node.stash.get(_recorded, ())}
         for each in containers.values():
-            report.sections.extend(each.sections(verbose=item.config.get_verbosity() > 0))
+            report.sections.extend(each.sections(verbose=item.config.getoption("verbose") > 0))
     if report.failed and call.excinfo is not None:
         shown = item.config.stash[_shown]
         key = getattr(call.excinfo.value, "r2d2_build", None)
@@ -313,11 +332,22 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def _left(item: pytest.Item, new: set[int]) -> list[str]:
+    """Which of these still run and belong to no fixture that lives on."""
     owned = set()
     for node in item.listchain():
         owned |= {each.pid for each in node.stash.get(_recorded, ()) if each.running}
-    now = _children()
-    return [f"{now[pid]} (pid {pid})" for pid in sorted(new & now.keys() - owned)]
+    pool: Any = sys.modules.get("r2d2.pool")
+    others = bool(owned) or bool(pool is not None and pool.open_pools)
+    deadline = time.monotonic() + 0.2
+    while True:
+        now = _children()
+        left = {pid: now[pid] for pid in new & now.keys() - owned}
+        if others:  # what r2d2 itself has beside PID 1s, and containers of pools, are theirs
+            left = {pid: name for pid, name in left.items() if not name.startswith("r2d2-")}
+        # One that has just been forked may still have our own name.
+        if not left or not others or time.monotonic() > deadline:
+            return [f"{name} (pid {pid})" for pid, name in sorted(left.items())]
+        time.sleep(0.01)
 
 
 def warn_of_leaks(item: pytest.Item, left: list[str]) -> None:
