@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core, slirp
-from .errors import NetworkError, SpecError
+from .errors import NetworkError, R2d2Error, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,8 @@ _ANYWHERE = "0.0.0.0"  # noqa: S104
 _LONGEST = 4096
 #: How long a client of the API may take to say what it wants, in seconds.
 _PATIENCE = 10.0
+#: How many clients may be about to say what they want; the first to come is the first to go.
+_CLIENTS = 64
 #: How often the host's resolv.conf(5) is looked at, in seconds.
 _LOOK = 2.0
 
@@ -112,6 +114,8 @@ class Api:
         except OSError:
             return
         client.setblocking(False)
+        if len(self._clients) >= _CLIENTS:
+            self._end(selector, next(iter(self._clients)))
         self._clients[client] = bytearray(), time.monotonic() + _PATIENCE
         selector.register(client, selectors.EVENT_READ, self)
 
@@ -150,6 +154,8 @@ class Api:
             reply = self._carry_out(request)
         except _Refused as refused:
             reply = {"error": {"desc": f"bad request: {refused}"}}
+        except R2d2Error as error:  # of an engine that is about to end
+            reply = {"error": {"desc": str(error)}}
         return json.dumps(reply, separators=(",", ":")).encode()
 
     def _carry_out(self, request: bytes) -> dict[str, Any]:
@@ -437,7 +443,8 @@ def serve(network: Network, api: Api | None, exit_fd: int | None, *, follow_reso
                 api.hang_up_on_the_silent(selector)
             if follow_resolvers and (now := _resolv_conf()) != known:
                 known = now
-                network.set_resolvers(slirp._host_dns()[0])
+                with suppress(R2d2Error):  # of an engine that has just ended
+                    network.set_resolvers(slirp._host_dns()[0])
 
 
 def _resolv_conf() -> tuple[int, int] | None:
