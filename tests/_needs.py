@@ -28,13 +28,13 @@ REASONS = {
     "musl": "needs musl-gcc",
     "unshare": "needs unshare(1) and nsenter(1)",
     "bwrap": "needs bubblewrap",
+    "pasta": "needs pasta",
     "strace": "needs strace",
     "vsock": "needs AF_VSOCK sockets outside, to see that there are none inside",
     "tiocsti": "needs a kernel that still obeys TIOCSTI (dev.tty.legacy_tiocsti)",
     "subuid": "needs newuidmap and a line in /etc/subuid",
     "memory": "needs 8 GB of free memory",
     "slirp4netns": "needs slirp4netns",
-    "pasta": "needs pasta",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -102,13 +102,13 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "musl": lambda: _there("musl-gcc"),
     "unshare": lambda: _there("unshare", "nsenter"),
     "bwrap": lambda: _there("bwrap"),
+    "pasta": lambda: _there("pasta"),
     "strace": lambda: _there("strace"),
     "vsock": _vsock,
     "tiocsti": _tiocsti,
     "subuid": _subuid,
     "memory": _memory,
     "slirp4netns": lambda: _there("slirp4netns"),
-    "pasta": lambda: _there("pasta"),
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 

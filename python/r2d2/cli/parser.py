@@ -83,7 +83,7 @@ def build() -> Parser:
     """The whole tree."""
     import r2d2
 
-    from . import completion, containers, demo, foreground, network, primitives, slirp4netns, views
+    from . import completion, containers, demo, foreground, network, primitives, views
 
     parser = Parser(
         prog="r2d2",
@@ -97,6 +97,6 @@ def build() -> Parser:
     verbs = Verbs(
         parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
     )
-    for group in (demo, foreground, containers, views, primitives, network, slirp4netns, completion):
+    for group in (demo, foreground, containers, views, primitives, network, completion):
         group.add(verbs)
     return parser
