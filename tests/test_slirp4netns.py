@@ -436,6 +436,41 @@ def test_outbound_address(program: list[str], given: str, seen: str, guest: int)
         )
 
 
+def test_outbound_ipv6_address(guest: int) -> None:
+    """In a host of its own, so to speak, that has more than one IPv6 address."""
+    host = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials"]
+    for command in ("link set lo up", "addr add fd77::2/128 dev lo"):
+        inside(guest, "ip", *command.split()).check_returncode()
+    serve = """
+import socket
+s = socket.create_server(("::1", 0), family=socket.AF_INET6); print(s.getsockname()[1], flush=True)
+while True:
+    c, peer = s.accept(); c.sendall(peer[0].encode()); c.close()
+"""
+    nested = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]
+    with (
+        subprocess.Popen([*host, sys.executable, "-c", serve], stdout=subprocess.PIPE) as listener,
+        subprocess.Popen([*host, *nested], stdout=subprocess.PIPE) as inner,
+    ):
+        try:
+            assert listener.stdout is not None
+            assert inner.stdout is not None
+            port = int(listener.stdout.readline())
+            inner.stdout.readline()
+            code = f"print(socket.create_connection(('fd00::2', {port}), 10).recv(99).decode())"
+            for words, seen in (
+                ((), "::1"),
+                (("--outbound-addr6=fd77::2",), "fd77::2"),
+                (("--outbound-addr6=lo",), "fd77::2"),
+            ):
+                with running([*host, *OURS], "-c6", *words, inner.pid, "tap0"):
+                    assert python(inner.pid, code) == seen
+                assert until(lambda: "tap0" not in inside(inner.pid, "ip", "link").stdout)
+        finally:
+            listener.kill()
+            inner.kill()
+
+
 def test_outbound_address_that_is_not_ours() -> None:
     assert slirp4netns.source_address("127.0.0.3", 4) == "127.0.0.3"
     assert slirp4netns.source_address("lo", 4) == "127.0.0.1"

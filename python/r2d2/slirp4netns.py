@@ -282,7 +282,7 @@ def source_address(given: str, version: int) -> str:
 
 
 def _address_of(interface: str, version: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The first address of an interface; of IPv6 the first that is not of its link alone."""
+    """An address of an interface; of IPv6 one that is good beyond its link, if it has one."""
     if version == 4:
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
@@ -296,9 +296,13 @@ def _address_of(interface: str, version: int) -> ipaddress.IPv4Address | ipaddre
                 lines = [line.split() for line in file]
         except OSError:
             lines = []
-        for digits, _, _, scope, _, name in lines:
-            if name == interface and scope != "20":
-                return ipaddress.IPv6Address(bytes.fromhex(digits))
+        # Global ones first (scope 00), then loopback (10); never those of the link alone (20).
+        for _, digits in sorted(
+            (scope, digits) for digits, _, _, scope, _, name in lines if name == interface
+        ):
+            address = ipaddress.IPv6Address(bytes.fromhex(digits))
+            if not address.is_link_local:
+                return address
     raise SpecError(
         f"outbound address {interface}: not an IPv{version} address, nor an interface that has one"
     )
