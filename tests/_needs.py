@@ -116,6 +116,7 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "musl": lambda: _there("musl-gcc"),
     "unshare": lambda: _there("unshare", "nsenter"),
     "bwrap": lambda: _there("bwrap"),
+    "pasta": lambda: _there("pasta"),
     "strace": lambda: _there("strace"),
     "vsock": _vsock,
     "tiocsti": _tiocsti,

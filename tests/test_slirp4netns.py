@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import r2d2
-from _needs import has, needs
+from _needs import needs
 from _proc import children, ended, until
 from r2d2 import slirp4netns
 
@@ -287,6 +287,15 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting(guest: int, place: Path
         silent.sendall(b'{"execute": ')
         assert ask(api, {"execute": "list_hostfwd"}) == b'{"entries":[]}'
         assert inside(guest, "ping", "-c1", "-W5", "10.0.2.2").returncode == 0
+        # Too many of them: the first goes.
+        more = [socket.socket(socket.AF_UNIX) for _ in range(70)]
+        for client in more:
+            client.connect(str(api))
+        silent.settimeout(10)
+        assert silent.recv(1) == b""
+        assert ask(api, {"execute": "list_hostfwd"}) == b'{"entries":[]}'
+        for client in more:
+            client.close()
     assert not api.exists()
 
 
@@ -425,6 +434,41 @@ def test_outbound_address(program: list[str], given: str, seen: str, guest: int)
             )
             == seen
         )
+
+
+def test_outbound_ipv6_address(guest: int) -> None:
+    """In a host of its own, so to speak, that has more than one IPv6 address."""
+    host = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials"]
+    for command in ("link set lo up", "addr add fd77::2/128 dev lo"):
+        inside(guest, "ip", *command.split()).check_returncode()
+    serve = """
+import socket
+s = socket.create_server(("::1", 0), family=socket.AF_INET6); print(s.getsockname()[1], flush=True)
+while True:
+    c, peer = s.accept(); c.sendall(peer[0].encode()); c.close()
+"""
+    nested = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]
+    with (
+        subprocess.Popen([*host, sys.executable, "-c", serve], stdout=subprocess.PIPE) as listener,
+        subprocess.Popen([*host, *nested], stdout=subprocess.PIPE) as inner,
+    ):
+        try:
+            assert listener.stdout is not None
+            assert inner.stdout is not None
+            port = int(listener.stdout.readline())
+            inner.stdout.readline()
+            code = f"print(socket.create_connection(('fd00::2', {port}), 10).recv(99).decode())"
+            for words, seen in (
+                ((), "::1"),
+                (("--outbound-addr6=fd77::2",), "fd77::2"),
+                (("--outbound-addr6=lo",), "fd77::2"),
+            ):
+                with running([*host, *OURS], "-c6", *words, inner.pid, "tap0"):
+                    assert python(inner.pid, code) == seen
+                assert until(lambda: "tap0" not in inside(inner.pid, "ip", "link").stdout)
+        finally:
+            listener.kill()
+            inner.kill()
 
 
 def test_outbound_address_that_is_not_ours() -> None:
@@ -583,6 +627,23 @@ print(h.hexdigest())
 
 
 @needs("tun")
+@both
+def test_tap_that_is_there_already(program: list[str], guest: int) -> None:
+    """As RootlessKit makes it: persistent, up, and to be attached to by its name."""
+    for command in ("tuntap add name tap0 mode tap", "link set tap0 up"):
+        inside(guest, "ip", *command.split()).check_returncode()
+    with running(program, "--mtu=65520", "--disable-host-loopback", guest, "tap0"):
+        for command in (
+            "link set dev tap0 mtu 65520",
+            "addr add 10.0.2.100/24 dev tap0",
+            "route add default via 10.0.2.2 dev tap0",
+        ):
+            inside(guest, "ip", *command.split()).check_returncode()
+        assert inside(guest, "ping", "-c1", "-W5", "10.0.2.2").returncode == 0
+    assert inside(guest, "ping", "-c1", "-W1", "10.0.2.2").returncode != 0
+
+
+@needs("tun")
 def test_tun_is_no_tap(guest: int) -> None:
     fd = tap(guest, 0x1001)
     try:
@@ -708,8 +769,3 @@ def test_resolvers_follow_the_host(guest: int, monkeypatch: pytest.MonkeyPatch) 
         assert slirp4netns.serve(network, None, out)
     os.close(out)
     assert heard == [["192.0.2.7:53"]]
-
-
-def test_oracle_is_there_when_it_should_be() -> None:
-    """A run that compares with nothing says so: either program or reason."""
-    assert has("slirp4netns") == bool(shutil.which("slirp4netns"))

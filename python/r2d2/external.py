@@ -44,6 +44,8 @@ __all__ = ["External", "attach", "check", "command_line"]
 
 #: Who has the program, by its name.
 _PACKAGES = {"slirp4netns": "slirp4netns", "pasta": "passt"}
+#: Options that the programs have, too.
+_KNOWN = {"ifname", "mtu", "cidr", "ipv6", "host_loopback", "configure", "device", "engine"}
 #: How long a program may take until its network stands, in seconds.
 _PATIENCE = 20.0
 
@@ -96,8 +98,8 @@ def check(options: Slirp) -> str:
         raise SpecError(f"engine={name!r}: one of {known}")
     slirp.describe(options)
     usual = slirp.Slirp()
-    for field in ("resolvers", "search", "names", "allow", "deny", "deny_names"):
-        if getattr(options, field) != getattr(usual, field):
+    for field in slirp.Slirp._fields:
+        if field not in _KNOWN and getattr(options, field) != getattr(usual, field):
             _cannot(name, f"{field}=")
     if not isinstance(options.host_loopback, bool):
         _cannot(name, "host_loopback= for single ports")

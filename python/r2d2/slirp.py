@@ -71,7 +71,8 @@ class Flow:
 class Slirp(NamedTuple):
     """How a user-mode network is to be: ``Container(network=r2d2.Slirp(mtu=65520))``.
 
-    The fields are arguments of `attach`, which explains them.
+    The fields are arguments of `attach`, which explains them. With ``engine="pasta"`` or ``"slirp4netns"``
+    those that only r2d2's own engine knows must be left alone.
     """
 
     ifname: str = "tap0"

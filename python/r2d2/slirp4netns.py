@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core, slirp
-from .errors import NetworkError, SpecError
+from .errors import NetworkError, R2d2Error, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,8 @@ _ANYWHERE = "0.0.0.0"  # noqa: S104
 _LONGEST = 4096
 #: How long a client of the API may take to say what it wants, in seconds.
 _PATIENCE = 10.0
+#: How many clients may be about to say what they want; the first to come is the first to go.
+_CLIENTS = 64
 #: How often the host's resolv.conf(5) is looked at, in seconds.
 _LOOK = 2.0
 
@@ -112,6 +114,8 @@ class Api:
         except OSError:
             return
         client.setblocking(False)
+        if len(self._clients) >= _CLIENTS:
+            self._end(selector, next(iter(self._clients)))
         self._clients[client] = bytearray(), time.monotonic() + _PATIENCE
         selector.register(client, selectors.EVENT_READ, self)
 
@@ -150,6 +154,8 @@ class Api:
             reply = self._carry_out(request)
         except _Refused as refused:
             reply = {"error": {"desc": f"bad request: {refused}"}}
+        except R2d2Error as error:  # of an engine that is about to end
+            reply = {"error": {"desc": str(error)}}
         return json.dumps(reply, separators=(",", ":")).encode()
 
     def _carry_out(self, request: bytes) -> dict[str, Any]:
@@ -276,7 +282,7 @@ def source_address(given: str, version: int) -> str:
 
 
 def _address_of(interface: str, version: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The first address of an interface; of IPv6 the first that is not of its link alone."""
+    """An address of an interface; of IPv6 one that is good beyond its link, if it has one."""
     if version == 4:
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
@@ -290,9 +296,13 @@ def _address_of(interface: str, version: int) -> ipaddress.IPv4Address | ipaddre
                 lines = [line.split() for line in file]
         except OSError:
             lines = []
-        for digits, _, _, scope, _, name in lines:
-            if name == interface and scope != "20":
-                return ipaddress.IPv6Address(bytes.fromhex(digits))
+        # Global ones first (scope 00), then loopback (10); never those of the link alone (20).
+        for _, digits in sorted(
+            (scope, digits) for digits, _, _, scope, _, name in lines if name == interface
+        ):
+            address = ipaddress.IPv6Address(bytes.fromhex(digits))
+            if not address.is_link_local:
+                return address
     raise SpecError(
         f"outbound address {interface}: not an IPv{version} address, nor an interface that has one"
     )
@@ -437,7 +447,8 @@ def serve(network: Network, api: Api | None, exit_fd: int | None, *, follow_reso
                 api.hang_up_on_the_silent(selector)
             if follow_resolvers and (now := _resolv_conf()) != known:
                 known = now
-                network.set_resolvers(slirp._host_dns()[0])
+                with suppress(R2d2Error):  # of an engine that has just ended
+                    network.set_resolvers(slirp._host_dns()[0])
 
 
 def _resolv_conf() -> tuple[int, int] | None:

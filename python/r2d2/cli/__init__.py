@@ -6,10 +6,10 @@
 | ``options`` | the flags of a container, and what they mean to ``Container`` |
 | ``foreground`` | ``run``, ``shell``; signals and terminals |
 | ``containers`` | ``exec``, ``ps``, ``logs``, ``stop``, ``kill``, ``wait``, ``rm``, ``inspect`` |
+| ``slirp4netns`` | ``slirp4netns`` |
 | ``views`` | ``diff``, ``explain``, ``doctor`` |
 | ``primitives`` | ``unshare``, ``overlay``, ``rootfs`` |
 | ``network`` | ``slirp`` |
-| ``slirp4netns`` | ``slirp4netns`` |
 | ``kernel`` | ``kernel`` |
 | ``demo`` | ``demo`` |
 | ``course`` | ``course`` |

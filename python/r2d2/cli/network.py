@@ -6,12 +6,14 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from . import slirp4netns
+
 if TYPE_CHECKING:
     from .parser import Verbs
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Adds the verbs."""
     parser = verbs.add(
         "slirp",
         slirp,
@@ -59,6 +61,7 @@ def add(verbs: Verbs) -> None:
     )
     add_option("target", metavar="PID|PATH", help="the process")
     add_option("ifname", metavar="IFNAME", nargs="?", default="tap0", help="the interface's name (tap0)")
+    slirp4netns.add(verbs)
 
 
 class _Ctrl(BaseException):

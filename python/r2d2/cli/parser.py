@@ -92,7 +92,6 @@ def build() -> Parser:
         kernel,
         network,
         primitives,
-        slirp4netns,
         views,
     )
 
@@ -115,7 +114,6 @@ def build() -> Parser:
         views,
         primitives,
         network,
-        slirp4netns,
         kernel,
         course,
         completion,
