@@ -2,7 +2,7 @@
 
     python tests/bench/network.py [--runs 3] [--seconds 2] [--json FILE]
 
-Two bare namespaces are the members. Everything is the median of the runs, and every run measures the machine's
+Two bare namespaces are the members. Everything is the median of the runs. Every run measures the machine's
 own loopback in the same way, for comparison: three processes share the machine's processors.
 """
 
