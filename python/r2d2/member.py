@@ -153,6 +153,8 @@ def members_of(network: Any) -> tuple[Member, ...]:
                 'a list is for networks of containers; "slirp", "host" and "none" stand alone'
             )
     check_distinct(member.network for member in members)
+    if not members:
+        raise SpecError("network: an empty list").with_hint('"none" is a network without anybody')
     names = [member.interface or f"eth{i}" for i, member in enumerate(members)]
     if len(set(names)) != len(names):
         raise SpecError(f"interface: {', '.join(names)} are not all different")
@@ -190,6 +192,9 @@ def reserve(container: Container) -> None:
 
 def connect(container: Container) -> None:
     """Gives a container that has just been started its interfaces, or ends it."""
+    from .network import listen
+    from .published import Outside
+
     reserved, joined = container._interfaces, []
     way_out = next((m.network for m in container._members if m.network.has_gateway), None)
     try:
@@ -198,6 +203,9 @@ def connect(container: Container) -> None:
             joined.append(network._attempt(container.pid, interface, default_route=network is way_out))
             container._interfaces = (*joined, *reserved[len(joined) :])
         tell(container)
+        container._network = Outside(container._members[0].network, joined[0])
+        for port in container.spec.ports:
+            listen(container._network, port)
     except BaseException:
         container.stop()
         raise

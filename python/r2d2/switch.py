@@ -332,7 +332,8 @@ class Network(Linked):
         try:
             made, fd = _core.Network.interface("\n".join(lines), [pidfd])
             try:
-                self._ask(f"port {interface.node} {made}", [fd, pidfd])
+                known = f"{interface.mac} {interface.address} {interface.address6 or ''}"
+                self._ask(f"port {interface.node} {made}\n{known}", [fd, pidfd])
             finally:
                 os.close(fd)
         finally:
@@ -428,11 +429,11 @@ class Network(Linked):
         others = [other.network for other in container._members]
         check_distinct([*others, self])
         taken = {found.name for found in container.interfaces}
-        if container.network is not None:
-            taken.add(container.network.ifname)
+        if container.spec.slirp is not None:
+            taken.add(container.spec.slirp.ifname)
         ifname = interface or next(n for n in (f"eth{i}" for i in count()) if n not in taken)
         reserved = self._reserve(check_name(name or container.name), member, ifname)
-        default = self.has_gateway and container.network is None and not any(n.has_gateway for n in others)
+        default = self.has_gateway and container.spec.slirp is None and not any(n.has_gateway for n in others)
         joined = self._attempt(pid, reserved, default_route=default)
         container._members += (member,)
         container._interfaces += (joined,)

@@ -50,7 +50,8 @@ impl Config {
     /// How a client appears to the guest at `to`.
     fn client_address(&self, client: IpAddr, to: IpAddr) -> IpAddr {
         let client = client.to_canonical();
-        let foreign = client.is_loopback() || client.is_ipv4() != to.is_ipv4() || self.is_local(client);
+        let foreign =
+            self.closed || client.is_loopback() || client.is_ipv4() != to.is_ipv4() || self.is_local(client);
         if foreign || client.is_unspecified() { self.router(to) } else { client }
     }
 }
@@ -99,13 +100,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             let port = if client.port() == 0 { self.next_port() } else { client.port() };
             // Two clients on different loopback addresses may have the same port.
             let Some(key) = (0..=u16::MAX)
-                .map(|i| {
-                    Key::new(
-                        ip::TCP,
-                        forward.to,
-                        SocketAddr::new(address, port.wrapping_add(i).max(1)),
-                    )
-                })
+                .map(|i| Key::new(ip::TCP, forward.to, SocketAddr::new(address, port.wrapping_add(i).max(1))))
                 .find(|key| self.is_free(key))
             else {
                 self.core.host.close(sock, true);
