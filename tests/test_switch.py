@@ -312,7 +312,7 @@ def test_many_join_at_once(image: r2d2.Image) -> None:
 
 
 def test_hostile_frames_harm_nobody_else(device: slirp.Device) -> None:
-    noise = """
+    noise = r"""
 import random
 random.seed(5)
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(("eth0", 0))
