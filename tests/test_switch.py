@@ -290,6 +290,11 @@ def test_running_container_joins_and_leaves(image: r2d2.Image) -> None:
         two.leave(c)
         assert until(lambda: "eth1" not in out(c, "cat", "/proc/net/dev"))
         assert "eth0" in out(c, "cat", "/proc/net/dev")
+        assert [i.name for i in c.interfaces] == ["eth0"]
+        again = two.join(c, name="other", aliases=["alias"], interface="lan")
+        assert (list(two), again.name) == (["other"], "lan")
+        two.leave("other")
+        assert two.join(c).name == "eth1"
 
 
 def test_one_program_as_a_member(image: r2d2.Image) -> None:

@@ -211,6 +211,20 @@ def connect(container: Container) -> None:
         raise
 
 
+def seated(container: Container) -> list[tuple[Member, Interface]]:
+    """Where it still is a member, and by which interface."""
+    pairs = zip(container._members, container._interfaces, strict=False)
+    seats = ((member, found, member.network._seats.get(found.node)) for member, found in pairs)
+    return [(member, found) for member, found, seat in seats if seat is not None and seat.interface == found]
+
+
+def settle(container: Container) -> None:
+    """Forgets networks that it has left."""
+    pairs = seated(container)
+    container._members = tuple(member for member, _ in pairs)
+    container._interfaces = tuple(interface for _, interface in pairs)
+
+
 def tell(container: Container) -> None:
     """Lets each of its networks know of the others."""
     networks = [member.network for member in container._members]
@@ -222,6 +236,6 @@ def tell(container: Container) -> None:
 
 def release(container: Container) -> None:
     """Frees what it had."""
-    for member, interface in zip(container._members, container._interfaces, strict=False):
+    for member, interface in seated(container):
         member.network._release(interface.node)
     container._interfaces = ()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from . import _core
 from .errors import ContainerClosed, NetworkError, SpecError
 from .link import GATEWAY, Linked
-from .member import Interface, Member, Seat, check_distinct, failed, refused, route, tell
+from .member import Interface, Member, Seat, check_distinct, failed, refused, route, seated, settle, tell
 from .slirp import _DOMAIN, _NAME, Slirp, describe
 
 if TYPE_CHECKING:
@@ -426,6 +426,7 @@ class Network(Linked):
             reserved = self._reserve(check_name(name), member, interface or "eth0")
             return self._attempt(container, reserved, default_route=self.has_gateway)
         pid = container.pid
+        settle(container)
         others = [other.network for other in container._members]
         check_distinct([*others, self])
         taken = {found.name for found in container.interfaces}
@@ -451,7 +452,13 @@ class Network(Linked):
 
     def leave(self, member: Container | str) -> None:
         """Takes a member out: its interface vanishes, name and address are free. Nothing if it is none."""
-        self._release(member if isinstance(member, str) else member.name)
+        if isinstance(member, str):
+            self._release(member)
+            return
+        for place, interface in seated(member):
+            if place.network is self:
+                self._release(interface.node)
+        settle(member)
 
     @property
     def members(self) -> dict[str, Interface]:
