@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
 import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
+
+import pytest
 
 import r2d2
 from _guest import echo, inside, namespace, python, server
 from _needs import needs
 from _nodes import ECHO, nodes, serving
+from _proc import until
 
 if TYPE_CHECKING:
     from r2d2 import slirp
@@ -68,6 +72,45 @@ def test_container_in_two_networks_knows_both() -> None:
         db.stop()
         assert app.run(["getent", "ahostsv4", "db"], timeout=20).returncode == 2
         assert out(app, "getent", "ahostsv4", "web")
+
+
+def test_ports_lead_to_members(image: r2d2.Image) -> None:
+    script = "echo ready; while :; do printf $0 | nc -l -p 80; done"
+    for gateway in (False, True):
+        with (
+            r2d2.Network(gateway=gateway) as net,
+            r2d2.Container(image, name="one", network=net, ports=["0:80"]) as one,
+            r2d2.Container(image, name="two", network=net, ports={0: 80}) as two,
+        ):
+            for c in (one, two):
+                with c.popen(["sh", "-c", script, c.name], stdout=subprocess.PIPE) as serves:
+                    assert serves.stdout is not None
+                    serves.stdout.readline()
+                    (port,) = c.ports
+                    assert port.guest == str(c.interfaces[0].address)
+                    assert until(lambda c=c: "0050" in out(c, "cat", "/proc/net/tcp", "/proc/net/tcp6"))
+                    with socket.create_connection(("127.0.0.1", port.host_port), 10) as client:
+                        assert client.recv(100) == c.name.encode()
+                    serves.kill()
+            assert one.network is not None
+            assert one.network.stats()["frames_out"] > 0
+            two.stop()
+            assert len(one.ports) == 1, "another member's end is not its own"
+            one.stop()
+            assert one.ports == ()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port.host_port), 10)
+    with pytest.raises(r2d2.SpecError, match="70000"):
+        r2d2.Container(image, network=net, ports={70000: 80})
+
+
+def test_port_in_use_ends_the_container(image: r2d2.Image) -> None:
+    with r2d2.Network() as net, closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        container = r2d2.Container(image, network=net, ports={taken.getsockname()[1]: 80})
+        with pytest.raises(r2d2.NetworkError, match="EADDRINUSE"):
+            container.start()
+        assert not container.running
+        assert not net.members
 
 
 def test_without_a_gateway_nobody_is_reached() -> None:

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,6 +290,54 @@ def test_running_container_joins_and_leaves(image: r2d2.Image) -> None:
         two.leave(c)
         assert until(lambda: "eth1" not in out(c, "cat", "/proc/net/dev"))
         assert "eth0" in out(c, "cat", "/proc/net/dev")
+        assert [i.name for i in c.interfaces] == ["eth0"]
+        again = two.join(c, name="other", aliases=["alias"], interface="lan")
+        assert (list(two), again.name) == (["other"], "lan")
+        two.leave("other")
+        assert two.join(c).name == "eth1"
+
+
+def test_one_program_as_a_member(image: r2d2.Image) -> None:
+    with r2d2.Network() as net, nodes(net, "a"):
+        ping = ["ping", "-c1", "-W5", str(net.members["a"].address)]
+        assert r2d2.run(ping, image=image, network=net, capture_output=True).returncode == 0
+        assert list(net) == ["a"]
+
+
+def test_many_join_at_once(image: r2d2.Image) -> None:
+    with r2d2.Network() as net, ThreadPoolExecutor(8) as pool:
+        containers = [r2d2.Container(image, name=f"c{i}", network=net) for i in range(12)]
+        list(pool.map(r2d2.Container.start, containers))
+        assert len({c.interfaces[0].address for c in containers}) == len(net) == 12
+        for other in containers[1:]:
+            address = str(other.interfaces[0].address)
+            assert containers[0].run(["ping", "-c1", "-W5", address], capture_output=True).returncode == 0
+        list(pool.map(r2d2.Container.stop, containers))
+        assert not len(net)
+
+
+def test_hostile_frames_harm_nobody_else(device: slirp.Device) -> None:
+    noise = r"""
+import random
+random.seed(5)
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(("eth0", 0))
+peer, own = bytes.fromhex("{}"), bytes.fromhex("{}")
+for n in range(3000):
+    head = random.choice((peer, b"\xff" * 6, random.randbytes(6))) + random.choice((own, random.randbytes(6)))
+    kind = random.choice((b"\x08\x00", b"\x08\x06", b"\x86\xdd", b"\x81\x00"))
+    body = random.choice((b"\x45", b"\x60", b"")) + random.randbytes(random.randrange(1400))
+    try: s.send(head + kind + body)
+    except OSError: pass
+print("sent")
+"""
+    with r2d2.Network(device=device, gateway=True) as net, nodes(net, "bad", "a", "b") as pids:
+        macs = [net.members[name].mac.replace(":", "") for name in ("a", "bad")]
+        assert python(pids["bad"], noise.format(*macs)) == "sent"
+        assert net.alive
+        assert net.stats()["bad"]["sent"] > 1000
+        for name in ("b", "bad"):
+            to = str(net.members[name].address)
+            assert inside(pids["a"], "ping", "-c3", "-i0.2", "-W5", to).returncode == 0
 
 
 def test_explain_tells_of_it(image: r2d2.Image) -> None:

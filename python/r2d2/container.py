@@ -75,9 +75,9 @@ class Container:
             that reaches what the caller reaches, by ordinary sockets (an ``r2d2.Slirp`` has options).
             ``"slirp4netns"`` and ``"pasta"`` have these programs do it, where they are installed. Or an
             ``r2d2.Network`` with other containers, a ``Network.member()`` of one, or a list of them.
-        ports: with ``"slirp"``, ports of the host that lead inside: ``{8080: 80}``, or strings such as
-            ``"8080:80"``, ``"0.0.0.0:53:53/udp"``, ``"8000-8010:8000-8010"``, or ``"./app.sock:80"`` for a
-            Unix socket. The host's address is 127.0.0.1 unless given.
+        ports: with ``"slirp"`` or a ``Network``, ports of the host that lead inside: ``{8080: 80}``, or
+            strings such as ``"8080:80"``, ``"0.0.0.0:53:53/udp"``, ``"8000-8010:8000-8010"``, or
+            ``"./app.sock:80"`` for a Unix socket. The host's address is 127.0.0.1 unless given.
         mounts: ``Mount`` objects or ``"SRC:DST[:ro]"`` strings.
         limits: ``Limits`` or a mapping with its fields, such as ``{"memory": "64m", "pids": 100}``.
         readonly: the root file system refuses writes.
@@ -135,11 +135,13 @@ class Container:
         slirp: Slirp | None = None
         published: tuple[Publish, ...] = ()
         self._members: tuple[Member, ...] = ()
-        if not isinstance(network, str) and not ports and not hasattr(network, "cidr"):
+        if not isinstance(network, str) and not hasattr(network, "cidr"):
             from .member import members_of
+            from .network import ports_of
 
             self._members = members_of(network)
-            network = "members" if self._members else "none"
+            published = ports_of(ports)
+            network = "members"
         elif network not in ("none", "host") or ports:
             from .network import options_of
 
@@ -597,7 +599,10 @@ class Container:
 
     @property
     def network(self) -> Network | None:
-        """Its user-mode network: counters, flows, ports to add and remove; None if it has another or none."""
+        """Its way to the outside: counters, flows, ports to add and remove; None with ``none`` and ``host``.
+
+        Of a member of networks of containers, that of the first of them.
+        """
         return self._network
 
     @property

@@ -153,6 +153,8 @@ def members_of(network: Any) -> tuple[Member, ...]:
                 'a list is for networks of containers; "slirp", "host" and "none" stand alone'
             )
     check_distinct(member.network for member in members)
+    if not members:
+        raise SpecError("network: an empty list").with_hint('"none" is a network without anybody')
     names = [member.interface or f"eth{i}" for i, member in enumerate(members)]
     if len(set(names)) != len(names):
         raise SpecError(f"interface: {', '.join(names)} are not all different")
@@ -190,6 +192,9 @@ def reserve(container: Container) -> None:
 
 def connect(container: Container) -> None:
     """Gives a container that has just been started its interfaces, or ends it."""
+    from .network import listen
+    from .published import Outside
+
     reserved, joined = container._interfaces, []
     way_out = next((m.network for m in container._members if m.network.has_gateway), None)
     try:
@@ -198,9 +203,26 @@ def connect(container: Container) -> None:
             joined.append(network._attempt(container.pid, interface, default_route=network is way_out))
             container._interfaces = (*joined, *reserved[len(joined) :])
         tell(container)
+        container._network = Outside(container._members[0].network, joined[0])
+        for port in container.spec.ports:
+            listen(container._network, port)
     except BaseException:
         container.stop()
         raise
+
+
+def seated(container: Container) -> list[tuple[Member, Interface]]:
+    """Where it still is a member, and by which interface."""
+    pairs = zip(container._members, container._interfaces, strict=False)
+    seats = ((member, found, member.network._seats.get(found.node)) for member, found in pairs)
+    return [(member, found) for member, found, seat in seats if seat is not None and seat.interface == found]
+
+
+def settle(container: Container) -> None:
+    """Forgets networks that it has left."""
+    pairs = seated(container)
+    container._members = tuple(member for member, _ in pairs)
+    container._interfaces = tuple(interface for _, interface in pairs)
 
 
 def tell(container: Container) -> None:
@@ -214,6 +236,6 @@ def tell(container: Container) -> None:
 
 def release(container: Container) -> None:
     """Frees what it had."""
-    for member, interface in zip(container._members, container._interfaces, strict=False):
+    for member, interface in seated(container):
         member.network._release(interface.node)
     container._interfaces = ()

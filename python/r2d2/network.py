@@ -60,10 +60,10 @@ def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp,
         from . import external
 
         external.check(options)
-    return options, _ports_of(ports)
+    return options, ports_of(ports)
 
 
-def _ports_of(ports: Any) -> tuple[Publish, ...]:
+def ports_of(ports: Any) -> tuple[Publish, ...]:
     if isinstance(ports, Mapping):
         return tuple(Publish(host, guest).checked() for host, guest in ports.items())
     if ports is None:

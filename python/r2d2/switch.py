@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from . import _core
 from .errors import ContainerClosed, NetworkError, SpecError
 from .link import GATEWAY, Linked
-from .member import Interface, Member, Seat, check_distinct, failed, refused, route, tell
+from .member import Interface, Member, Seat, check_distinct, failed, refused, route, seated, settle, tell
 from .slirp import _DOMAIN, _NAME, Slirp, describe
 
 if TYPE_CHECKING:
@@ -332,7 +332,8 @@ class Network(Linked):
         try:
             made, fd = _core.Network.interface("\n".join(lines), [pidfd])
             try:
-                self._ask(f"port {interface.node} {made}", [fd, pidfd])
+                known = f"{interface.mac} {interface.address} {interface.address6 or ''}"
+                self._ask(f"port {interface.node} {made}\n{known}", [fd, pidfd])
             finally:
                 os.close(fd)
         finally:
@@ -425,14 +426,15 @@ class Network(Linked):
             reserved = self._reserve(check_name(name), member, interface or "eth0")
             return self._attempt(container, reserved, default_route=self.has_gateway)
         pid = container.pid
+        settle(container)
         others = [other.network for other in container._members]
         check_distinct([*others, self])
         taken = {found.name for found in container.interfaces}
-        if container.network is not None:
-            taken.add(container.network.ifname)
+        if container.spec.slirp is not None:
+            taken.add(container.spec.slirp.ifname)
         ifname = interface or next(n for n in (f"eth{i}" for i in count()) if n not in taken)
         reserved = self._reserve(check_name(name or container.name), member, ifname)
-        default = self.has_gateway and container.network is None and not any(n.has_gateway for n in others)
+        default = self.has_gateway and container.spec.slirp is None and not any(n.has_gateway for n in others)
         joined = self._attempt(pid, reserved, default_route=default)
         container._members += (member,)
         container._interfaces += (joined,)
@@ -450,7 +452,13 @@ class Network(Linked):
 
     def leave(self, member: Container | str) -> None:
         """Takes a member out: its interface vanishes, name and address are free. Nothing if it is none."""
-        self._release(member if isinstance(member, str) else member.name)
+        if isinstance(member, str):
+            self._release(member)
+            return
+        for place, interface in seated(member):
+            if place.network is self:
+                self._release(interface.node)
+        settle(member)
 
     @property
     def members(self) -> dict[str, Interface]:

@@ -122,7 +122,8 @@ pub struct Config {
     pub denied_names: Vec<String>,
     /// Who may be reached.
     pub rules: Vec<Rule>,
-    /// There is no way out: nobody but ourselves is reached, and names that we do not know do not exist.
+    /// There is no way out: nobody but ourselves is reached, clients of forwards appear as the gateway, and names
+    /// that we do not know do not exist.
     pub closed: bool,
     /// Whether we offer addresses and routes to those who ask for them (DHCP, router solicitations).
     pub services: bool,

@@ -23,7 +23,7 @@ pub const HEADROOM: usize = 128;
 /// The largest payload of a frame to the guest.
 pub const MAX_PAYLOAD: usize = 65535 - 60 - 20;
 /// How many hardware addresses are remembered.
-const NEIGHBORS: usize = 1024;
+const NEIGHBORS: usize = 2048;
 
 /// The engine without its flows.
 #[derive(Debug)]

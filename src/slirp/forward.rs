@@ -50,7 +50,8 @@ impl Config {
     /// How a client appears to the guest at `to`.
     fn client_address(&self, client: IpAddr, to: IpAddr) -> IpAddr {
         let client = client.to_canonical();
-        let foreign = client.is_loopback() || client.is_ipv4() != to.is_ipv4() || self.is_local(client);
+        let foreign =
+            self.closed || client.is_loopback() || client.is_ipv4() != to.is_ipv4() || self.is_local(client);
         if foreign || client.is_unspecified() { self.router(to) } else { client }
     }
 }

@@ -16,7 +16,8 @@
 //!
 //! | request | reply |
 //! | --- | --- |
-//! | `port db tap 1 1 1` with an interface and the member's pidfd | `ok` |
+//! | `port db tap 1 1 1`, then its hardware address and its addresses, with an interface and the member's pidfd | `ok` |
+//! | `forward`, `unforward` as above | |
 //! | `unport db` | `ok` |
 //! | `up` | `ok` and the names of those that are |
 //! | `names`, then a name and its addresses a line, with `@` and an address first for that asker only | `ok` |
@@ -154,7 +155,8 @@ impl Words<'_> {
     }
 }
 
-fn mac(text: &str) -> Option<Mac> {
+/// A hardware address.
+pub fn mac(text: &str) -> Option<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split(':');
     for byte in &mut mac.0 {

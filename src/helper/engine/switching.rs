@@ -12,6 +12,7 @@ use crate::sandbox;
 use crate::slirp::device::{self, Capabilities, Device, MAX_FRAME, Memory};
 use crate::slirp::engine::{BATCH, Engine};
 use crate::slirp::fabric::{Fabric, Hop, Node, Ports};
+use crate::slirp::forward::Forward;
 use crate::slirp::link::Impairment;
 use crate::slirp::pcapng::{Capture, Filter};
 use crate::slirp::time::Time;
@@ -300,7 +301,12 @@ impl Loop {
                 let (name, _kind) = (word()?, word()?);
                 let takes = Capabilities { checksum: word()? == "1", tso: word()? == "1", uso: word()? == "1" };
                 let [fd, watch] = *fds else { return Err(sys::EINVAL) };
+                let mut known = text.lines().nth(1).unwrap_or_default().split_whitespace();
+                let mac = known.next().and_then(control::mac).ok_or(sys::EINVAL)?;
                 self.join(name, Port { fd, watch, takes })?;
+                for address in known {
+                    self.engine.core.learn(address.parse().map_err(|_| sys::EINVAL)?, mac);
+                }
                 return Ok("ok".into());
             }
             "unport" => {
@@ -348,6 +354,18 @@ impl Loop {
                     *place = Some(made);
                 }
                 return Ok(format!("ok {at}"));
+            }
+            "forward" => {
+                let tcp = words.next() == Some("tcp");
+                let to = words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL)?;
+                let [listener] = *fds else { return Err(sys::EINVAL) };
+                return Ok(format!("ok {}", self.engine.add_forward(Forward { listener, tcp, to })));
+            }
+            "unforward" => {
+                let number = words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL)?;
+                if !self.engine.remove_forward(number) {
+                    return Err(sys::ENOENT);
+                }
             }
             "captured" | "uncapture" => {
                 let at: usize = words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL)?;

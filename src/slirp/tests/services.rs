@@ -294,6 +294,23 @@ fn static_and_denied_names_are_answered_here() {
 }
 
 #[test]
+fn a_closed_network_knows_its_own_names_and_no_others() {
+    let mut net = with_resolvers();
+    let config = &mut net.engine.core.config;
+    config.closed = true;
+    config.views = vec![(config.v4.guest.into(), "far".into(), vec!["10.9.9.9".parse().unwrap()])];
+    config.views.push(("10.0.2.77".parse().unwrap(), "other".into(), vec!["10.9.9.8".parse().unwrap()]));
+    for (name, code) in
+        [("db", dns::NO_ERROR), ("far", dns::NO_ERROR), ("other", dns::NO_NAME), ("x.org", dns::NO_NAME)]
+    {
+        net.datagram_to(dns_server(), 777, &query(name, dns::A));
+        assert_eq!(net.recv().unwrap().udp().1[3] & 15, code, "{name}");
+    }
+    net.datagram_to("192.0.2.1:9".parse().unwrap(), 777, b"out");
+    assert!(net.host().sockets.is_empty(), "neither names nor datagrams leave it");
+}
+
+#[test]
 fn dns_over_tcp_moves_on_to_the_next_resolver() {
     let mut net = with_resolvers();
     net.host().outcomes.insert("198.51.100.1:53".parse().unwrap(), Outcome::Later);
@@ -330,4 +347,6 @@ fn case_29_dhcp_discover_request_and_bad_lengths() {
         assert_eq!(ask(&mut net, bad), None);
     }
     assert_eq!(ask(&mut net, &[53, 1, 3, 54, 4, 9, 9, 9, 9, 255]), None, "another server is meant");
+    net.engine.core.config.services = false;
+    assert_eq!(ask(&mut net, &[53, 1, 1, 255]), None);
 }
