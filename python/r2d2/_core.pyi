@@ -138,6 +138,10 @@ class Network:
         """
         A descriptor that becomes readable when the engine has ended.
         """
+    def outcome(self, /) -> int | None:
+        """
+        How the engine ended: an exit code, or a signal's number negated; None while it runs.
+        """
     @property
     def pid(self, /) -> int:
         """

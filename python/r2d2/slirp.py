@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from .events import Events
     from .spec import StrPath
 
 __all__ = ["Flow", "Network", "Port", "Slirp", "attach"]
@@ -58,6 +59,9 @@ class Flow:
         state: of TCP ``Connecting``, ``SynSent``, ``SynReceived``, ``Established`` or ``TimeWait``; of UDP
             ``sent`` or ``replied``; of ICMP ``echo``.
         idle: seconds since the last packet.
+        sent: bytes of payload that left the guest.
+        received: bytes of payload that came in; what was sent again counts once.
+        resent: TCP segments that were sent to the guest again.
     """
 
     protocol: str
@@ -65,6 +69,9 @@ class Flow:
     remote: str
     state: str
     idle: int
+    sent: int = 0
+    received: int = 0
+    resent: int = 0
 
 
 class Slirp(NamedTuple):
@@ -86,6 +93,8 @@ class Slirp(NamedTuple):
     deny_names: Iterable[str] = ()
     configure: bool = True
     device: Device = "any"
+    delay: float = 0.0
+    loss: float = 0.0
 
 
 class Network:
@@ -229,9 +238,10 @@ class Network:
             guest = self.address6 if listener.family == socket.AF_INET6 and self.address6 else self.address
             to = f"[{guest}]" if guest.version == 6 else f"{guest}"
             kind = "tcp" if unix else port.protocol
-            number = int(self._network.request(f"forward {kind} {to}:{port.guest_port}", [listener.fileno()]))
             host, host_port = (name, 0) if unix else name[:2]
             added = Port(port.protocol, host, host_port, str(guest), port.guest_port)
+            words = f"{kind} {to}:{port.guest_port} {_listened(added)}"
+            number = int(self._network.request(f"forward {words}", [listener.fileno()]))
             self._ports[added] = number
             if unix:
                 self._files[added] = remove_with(self, name)
@@ -244,7 +254,10 @@ class Network:
             KeyError: it is not among `ports`.
         """
         with self._lock:
-            self._network.request(f"unforward {self._ports[port]}")
+            guest = f"[{port.guest}]" if ":" in port.guest else port.guest
+            kind = "udp" if port.protocol == "udp" else "tcp"
+            words = f"{self._ports[port]} {kind} {guest}:{port.guest_port} {_listened(port)}"
+            self._network.request(f"unforward {words}")
             del self._ports[port]
             if (remove := self._files.pop(port, None)) is not None:
                 remove()
@@ -258,9 +271,24 @@ class Network:
         """What is going on now (as far as it fits 64 KiB)."""
         found = []
         for line in self._network.request("flows").splitlines():
-            protocol, guest, remote, state, idle = line.split()
-            found.append(Flow(protocol, guest, remote, state, int(idle)))
+            protocol, guest, remote, state, *numbers = line.split()
+            found.append(Flow(protocol, guest, remote, state, *map(int, numbers)))
         return found
+
+    def events(self) -> Events:
+        """What happens from now on, as `Event` objects: an iterator and a context manager.
+
+        >>> with network.events() as events:                           # doctest: +SKIP
+        ...     for event in events:
+        ...         print(event.kind, event.protocol, event.guest, event.remote, event.reason)
+
+        Raises:
+            SetupError: sixteen listen already (``ENOSPC``).
+            ContainerClosed: the network is closed.
+        """
+        from .events import Events
+
+        return Events(self._network)
 
     def set_resolvers(self, resolvers: Iterable[str]) -> None:
         """Replaces the host's resolvers that queries are relayed to, for a laptop that changes networks."""
@@ -273,6 +301,14 @@ class Network:
             files, self._files = self._files, {}
         for remove in files.values():
             remove()
+
+
+def _listened(port: Port) -> str:
+    """Where a port is listened on, in one word."""
+    from urllib.parse import quote
+
+    host = f"[{port.host}]" if ":" in port.host and port.protocol != "unix" else port.host
+    return quote(host if port.protocol == "unix" else f"{host}:{port.host_port}", safe="/:[]")
 
 
 def _endpoint(resolver: str) -> str:
@@ -395,6 +431,8 @@ def attach(
     configure: bool = True,
     userns: StrPath | None = None,
     device: Device = "any",
+    delay: float = 0.0,
+    loss: float = 0.0,
 ) -> Network:
     """Gives a network namespace an interface to the world.
 
@@ -419,6 +457,9 @@ def attach(
         device: ``tap``; or ``packet``, a veth pair whose other end is known to nobody but the engine,
             which needs no ``/dev/net/tun``; or ``any``, the first of them that can be had.
         userns: path of the user namespace that owns the one that ``target`` names.
+        delay: how much later each frame arrives, each way, in seconds (up to 10): a longer path, as by
+            tc-netem(8).
+        loss: which part of the frames is lost, each way, from 0 to 0.9; chosen by chance.
 
     Raises:
         SpecError: an argument can never work.
@@ -441,6 +482,8 @@ def attach(
         deny_names,
         configure,
         device,
+        delay,
+        loss,
     )
     network = attach_as(target, options, userns)
     try:
@@ -476,6 +519,11 @@ def describe(options: Slirp) -> str:
         raise SpecError(f"mtu: {options.mtu} is not between {least} and 65520")
     if options.device not in ("any", "tap", "packet"):
         raise SpecError(f"device: {options.device!r} is not any, tap or packet")
+    if not 0 <= options.delay <= 10:
+        raise SpecError(f"delay: {options.delay} is not between 0 and 10 seconds")
+    if not 0 <= options.loss <= 0.9:
+        raise SpecError(f"loss: {options.loss} is not between 0 and 0.9")
+    faults = f"{round(options.loss * 10_000)} {round(options.delay * 1_000_000)}"
     network, v4, dhcp = _plan(options.cidr)
     resolvers = _host_dns()[0] if options.resolvers is None else map(_endpoint, options.resolvers)
     return "\n".join(
@@ -485,6 +533,7 @@ def describe(options: Slirp) -> str:
             f"mtu {options.mtu}",
             f"v4 {network.prefixlen} {v4[0]} {v4[1]} {v4[2]} {dhcp}",
             f"configure {str(options.configure).lower()}",
+            f"faults {faults}",
             _loopback(options.host_loopback),
             *(() if options.ipv6 else ("v6 off",)),
             *(f"resolver {r}" for r in resolvers),

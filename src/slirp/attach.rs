@@ -8,8 +8,8 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -42,6 +42,7 @@ const CALLS: &[&str] = &[
     "epoll",
     "parse",
     "unforward",
+    "events",
     "seccomp",
     "ioctl TUNSETIFF",
     "prctl PR_SET_DUMPABLE",
@@ -52,6 +53,7 @@ const CALLS: &[&str] = &[
 #[derive(Debug)]
 pub struct Network {
     process: Mutex<Option<(Child, OwnedFd)>>,
+    outcome: OnceLock<i32>,
     pid: i32,
     pidfd: OwnedFd,
     device: String,
@@ -98,7 +100,13 @@ impl Network {
         let mut fds = namespaces.to_vec();
         fds.push(owner.as_fd());
         let device = exchange(&ours, &format!("{description}\nowner\n"), &fds)?;
-        Ok(Self { device, process: Mutex::new(engine.0.take().map(|child| (child, ours))), pid, pidfd })
+        Ok(Self {
+            device,
+            outcome: OnceLock::new(),
+            process: Mutex::new(engine.0.take().map(|child| (child, ours))),
+            pid,
+            pidfd,
+        })
     }
 
     fn process(&self) -> MutexGuard<'_, Option<(Child, OwnedFd)>> {
@@ -139,7 +147,21 @@ impl Network {
     pub fn close(&self) {
         let Some((child, control)) = self.process().take() else { return };
         drop(control);
-        drop(Starting(Some(child)));
+        if let Some(status) = Starting(Some(child)).end() {
+            let _ = self.outcome.set(code(status));
+        }
+    }
+
+    /// How the engine ended, as `subprocess` tells it: an exit code, or a signal's number negated. `None` while it runs.
+    pub fn outcome(&self) -> Option<i32> {
+        if self.outcome.get().is_none() {
+            if let Some((child, _)) = self.process().as_mut() {
+                if let Ok(Some(status)) = child.try_wait() {
+                    let _ = self.outcome.set(code(status));
+                }
+            }
+        }
+        self.outcome.get().copied()
     }
 }
 
@@ -152,16 +174,28 @@ impl Drop for Network {
 /// A child that is waited for whatever happens; killed if it does not end by itself.
 struct Starting(Option<Child>);
 
+/// An exit code, or a signal's number negated.
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
+}
+
 impl Drop for Starting {
     fn drop(&mut self) {
-        let Some(mut child) = self.0.take() else { return };
+        self.end();
+    }
+}
+
+impl Starting {
+    /// Waits for the end; how it was.
+    fn end(&mut self) -> Option<ExitStatus> {
+        let mut child = self.0.take()?;
         if let Ok(pidfd) = pidfd::open(child.id() as i32) {
             let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
             if poll(&mut fds, PollTimeout::from(1000u16)) == Ok(0) {
                 let _ = child.kill();
             }
         }
-        let _ = child.wait();
+        child.wait().ok()
     }
 }
 

@@ -168,6 +168,19 @@ pub enum Refusal {
     Silent,
 }
 
+impl Refusal {
+    /// Its name in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Net => "network",
+            Self::Host => "host",
+            Self::Prohibited => "prohibited",
+            Self::Silent => "silent",
+        }
+    }
+}
+
 /// What becomes of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {

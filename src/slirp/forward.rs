@@ -99,13 +99,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             let port = if client.port() == 0 { self.next_port() } else { client.port() };
             // Two clients on different loopback addresses may have the same port.
             let Some(key) = (0..=u16::MAX)
-                .map(|i| {
-                    Key::new(
-                        ip::TCP,
-                        forward.to,
-                        SocketAddr::new(address, port.wrapping_add(i).max(1)),
-                    )
-                })
+                .map(|i| Key::new(ip::TCP, forward.to, SocketAddr::new(address, port.wrapping_add(i).max(1))))
                 .find(|key| self.is_free(key))
             else {
                 self.core.host.close(sock, true);
@@ -145,6 +139,9 @@ impl<H: Host, D: Device> Engine<H, D> {
                 self.insert_udp(key, udp::Assoc::new(kind))
             };
             self.flows.touch(id, self.core.now);
+            if let Some((_, Flow::Udp(assoc))) = self.flows.get(id) {
+                assoc.traffic.received += len as u64;
+            }
             self.core.send_udp(&key, len, 65535);
         }
     }

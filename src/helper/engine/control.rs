@@ -6,8 +6,9 @@
 //! | request | reply |
 //! | --- | --- |
 //! | the description of the network, with descriptors (first message only) | `ok` |
-//! | `forward tcp 10.0.2.100:80` with a listening socket | `ok 3` |
-//! | `unforward 3` | `ok` |
+//! | `forward tcp 10.0.2.100:80 NAME` with a listening socket | `ok 3` |
+//! | `unforward 3 tcp 10.0.2.100:80 NAME` | `ok` |
+//! | `events` with a seqpacket socket that events are told to, some lines a message | `ok` |
 //! | `stats` | `ok`, then one counter a line |
 //! | `flows` | `ok`, then one flow a line |
 //! | `resolvers 192.0.2.1:53 …` | `ok` |
@@ -15,6 +16,7 @@
 //! A failure is `error`, step, system call and errno, separated by tabs.
 
 use crate::slirp::config::{Config, Loopback, Rule, V4, V6};
+use crate::slirp::device::Faults;
 use crate::slirp::wire::ethernet::Mac;
 use crate::sys::{self, Fd};
 use std::net::{IpAddr, SocketAddr};
@@ -80,6 +82,8 @@ pub struct Setup {
     pub namespaces: Vec<Fd>,
     /// Ends us when it does: the pidfd among `namespaces`.
     pub watch: Option<Fd>,
+    /// How bad the way to the guest is, each way.
+    pub faults: Faults,
     /// A pidfd of the owner, for the case that a fork of it keeps the control socket open.
     pub owner: Option<Fd>,
 }
@@ -139,6 +143,7 @@ impl Setup {
             device: Kind::Any,
             namespaces: fds,
             watch: None,
+            faults: Faults::default(),
             owner: None,
         };
         for line in text.lines() {
@@ -168,6 +173,9 @@ impl Setup {
             }
             "watch" => self.watch = self.namespaces.first().copied(),
             "owner" => self.owner = self.namespaces.pop(),
+            "faults" => {
+                self.faults = Faults { loss: words.next()?, delay: words.next()?, ..Faults::default() };
+            }
             "mtu" => config.mtu = words.next()?,
             "mac" => config.mac = mac(words.0.next()?)?,
             "guest-mac" => config.guest_mac = mac(words.0.next()?)?,

@@ -5,12 +5,12 @@
 
 use crate::control::{self, Failure, Setup};
 use crate::host::{self, Sockets};
-use crate::slirp::device::Capabilities;
+use crate::slirp::device::{Capabilities, Fault, Faults};
 use crate::slirp::engine::{BATCH, Engine};
 use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
-use crate::tap::{self, Tap};
+use crate::tap::{self, Link, Tap};
 use crate::{attach, packet, sandbox};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ const EPOLLIN: u32 = 1;
 const SPIN: Duration = Duration::from_micros(40);
 /// Batches of frames taken before the sockets get their turn.
 const ROUNDS: usize = 4;
+/// How many may listen to events at once.
+const LISTENERS: usize = 16;
 /// Descriptors kept free of flows.
 const RESERVE: u64 = 64;
 
@@ -47,7 +49,13 @@ pub fn serve() -> Result<(), Failure> {
     } else {
         tap::offload(fd)
     };
-    let device = Tap { fd, capabilities };
+    let tap = Tap { fd, capabilities };
+    let device = if setup.faults == Faults::default() {
+        Link::Plain(tap)
+    } else {
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), fd);
+        Link::Bad(Box::new(Fault::new(tap, setup.faults, setup.faults, seed)))
+    };
     let poll = |errno| Failure::new("start the loop", "epoll", errno);
     let epoll = sys::epoll().map_err(poll)?;
     sys::epoll_add(epoll, fd, EPOLLIN, TAP).map_err(poll)?;
@@ -63,18 +71,20 @@ pub fn serve() -> Result<(), Failure> {
     sandbox::enter()?;
     control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
         .map_err(|e| Failure::new("report success", "send", e))?;
-    Loop { engine, epoll, start: Instant::now(), spin, credit: 8 }.run();
+    Loop { engine, epoll, start: Instant::now(), spin, credit: 8, listeners: Vec::new() }.run();
     Ok(())
 }
 
 struct Loop {
-    engine: Engine<Sockets, Tap>,
+    engine: Engine<Sockets, Link>,
     epoll: Fd,
     start: Instant,
     /// There is more than one processor.
     spin: bool,
     /// Rises when looking again found something, falls when it did not.
     credit: i32,
+    /// Sockets of those who listen to events, and how many events each has missed.
+    listeners: Vec<(Fd, u64)>,
 }
 
 impl Loop {
@@ -150,7 +160,52 @@ impl Loop {
             } else {
                 self.engine.settle();
             }
+            self.tell();
         }
+    }
+
+    /// Tells the events of this wake-up to all who listen. Who does not read misses some, and is told how many.
+    fn tell(&mut self) {
+        let core = &mut self.engine.core;
+        let Some(events) = core.events.as_mut().filter(|events| !events.is_empty()) else { return };
+        let (lines, untold) = (std::mem::take(events), std::mem::take(&mut core.untold));
+        self.listeners.retain_mut(|(fd, missed)| {
+            *missed += untold;
+            let mut text = lines.join("\n");
+            if *missed > 0 {
+                text.push_str(&format!("\nmissed {missed}"));
+            }
+            match control::send(*fd, &text) {
+                Ok(_) => *missed = 0,
+                Err(sys::EAGAIN) => *missed += lines.len() as u64,
+                Err(_) => {
+                    sys::close(*fd);
+                    return false;
+                }
+            }
+            true
+        });
+        if self.listeners.is_empty() {
+            self.engine.core.events = None;
+        }
+    }
+
+    /// Takes one more listener; false if there are too many.
+    fn listen(&mut self, fd: Fd) -> bool {
+        // Those who left are noticed when something is told to them; or here.
+        self.listeners.retain(|(fd, _)| {
+            let left = sys::recv(*fd, &mut [0; 1], 0x40) == Ok(0);
+            if left {
+                sys::close(*fd);
+            }
+            !left
+        });
+        if self.listeners.len() >= LISTENERS {
+            return false;
+        }
+        self.listeners.push((fd, 0));
+        self.engine.core.events.get_or_insert_default();
+        true
     }
 
     /// Answers the owner; false when it is gone.
@@ -181,15 +236,23 @@ impl Loop {
                 };
                 let to = words.next()?.parse().ok()?;
                 let listener = *fds.first()?;
+                self.engine.core.tell(|| text.replacen("forward", "forward-added", 1));
                 Some(format!("ok {}", self.engine.add_forward(Forward { listener, tcp, to })))
             }
             "unforward" => {
                 let known = self.engine.remove_forward(words.next()?.parse().ok()?);
                 Some(if known {
+                    let rest: Vec<&str> = words.collect();
+                    self.engine.core.tell(|| format!("forward-removed {}", rest.join(" ")));
                     "ok".into()
                 } else {
                     Failure::new("end a forward", "unforward", sys::ENOENT).message()
                 })
+            }
+            "events" => {
+                let listens = self.listen(*fds.first()?);
+                let full = || Failure::new("listen to events", "events", sys::ENOSPC).message();
+                Some(if listens { "ok".into() } else { fds.iter().for_each(|fd| sys::close(*fd)); full() })
             }
             "stats" => Some(format!(
                 "ok\nflows {}\nbuffered {}\n{}",
