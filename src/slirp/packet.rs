@@ -322,6 +322,11 @@ impl<H: Host, D: Device> Engine<H, D> {
         if self.core.config.is_ours(ip.dst) {
             return icmp::answer(&mut self.core, ip, rest, data);
         }
+        if ip.ttl <= 1 {
+            let kind = if ip.src.is_ipv4() { icmpv4::TIME_EXCEEDED } else { icmpv6::TIME_EXCEEDED };
+            let router = self.core.config.router(ip.src);
+            return self.core.report(ip, packet, router, (kind, 0), 0);
+        }
         let key = icmp::key(ip, ident);
         let id = if let Some(id) = self.flows.find(&key) {
             id
