@@ -34,6 +34,7 @@ REASONS = {
     "subuid": "needs newuidmap and a line in /etc/subuid",
     "memory": "needs 8 GB of free memory",
     "slirp4netns": "needs slirp4netns",
+    "tcpdump": "needs tcpdump",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -107,6 +108,7 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "subuid": _subuid,
     "memory": _memory,
     "slirp4netns": lambda: _there("slirp4netns"),
+    "tcpdump": lambda: _there("tcpdump"),
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 

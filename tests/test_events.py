@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import r2d2
-from _guest import echo, python, server, spawn
+from _guest import echo, interfaces, python, server, spawn
 from _needs import needs
+from _proc import until
 from r2d2 import slirp
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def test_end_of_the_guest_and_of_the_network(guest: int) -> None:
         assert next_of(events, "ended").reason == "exit 0"
         with pytest.raises(r2d2.ContainerClosed):
             network.events()
+    # The kernel takes a namespace apart when it finds the time.
+    assert until(lambda: "tap0" not in interfaces(guest), 20)
     with slirp.attach(guest) as network, network.events() as events:
         os.kill(guest, signal.SIGKILL)
         assert next_of(events, "ended").reason == "exit 0"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from .capture import Capture, Packets
     from .events import Events
     from .spec import StrPath
 
@@ -289,6 +290,61 @@ class Network:
         from .events import Events
 
         return Events(self._network)
+
+    def capture(
+        self,
+        path: StrPath,
+        filter: str = "",  # noqa: A002 - what everybody calls it
+        *,
+        snaplen: int = 1 << 18,
+    ) -> Capture:
+        """Records what passes from now on to a pcapng file, for tcpdump and Wireshark.
+
+        Large TCP segments appear uncut, and checksums that are left to the device undone.
+
+        Args:
+            path: the file; emptied if it exists, made with mode 0600 if not.
+            filter: which packets, as tcpdump's ``tcp port 80 and not host 192.0.2.1``; all if empty. See
+                `r2d2.capture` for the words.
+            snaplen: how many bytes of each frame are kept, 14 to 262144.
+
+        Returns:
+            The capture, a context manager; leaving it, or `Capture.close`, ends it.
+
+        Raises:
+            OSError: the file cannot be written.
+            SpecError: the filter is no expression; ``path`` is no regular file.
+            SetupError: there are eight captures already (``ENOSPC``).
+            ContainerClosed: the network is closed.
+        """
+        from .capture import Capture, compile_filter
+
+        return Capture(self._network, path, compile_filter(filter), snaplen)
+
+    def packets(
+        self,
+        filter: str = "",  # noqa: A002 - what everybody calls it
+        *,
+        snaplen: int = 1 << 18,
+    ) -> Packets:
+        """What passes from now on, as `Packet` objects: an iterator and a context manager.
+
+        >>> with network.packets("udp port 53") as packets:             # doctest: +SKIP
+        ...     for packet in packets:
+        ...         print(packet.time, packet.outgoing, packet.length, packet.data[:64])
+
+        Args:
+            filter: which packets; see `capture`.
+            snaplen: how many bytes of each frame are kept.
+
+        Raises:
+            SpecError: the filter is no expression.
+            SetupError: there are eight captures already (``ENOSPC``).
+            ContainerClosed: the network is closed.
+        """
+        from .capture import Packets, compile_filter
+
+        return Packets(self._network, compile_filter(filter), snaplen)
 
     def set_resolvers(self, resolvers: Iterable[str]) -> None:
         """Replaces the host's resolvers that queries are relayed to, for a laptop that changes networks."""

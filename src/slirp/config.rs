@@ -286,7 +286,7 @@ impl Config {
 }
 
 /// True if `address` lies in the network; addresses of the other family never do.
-fn in_network(address: IpAddr, network: IpAddr, len: u8) -> bool {
+pub(super) fn in_network(address: IpAddr, network: IpAddr, len: u8) -> bool {
     match (address, network) {
         (IpAddr::V4(a), IpAddr::V4(n)) => {
             let mask = u32::MAX.checked_shl(32u32.saturating_sub(len.into())).unwrap_or(0);

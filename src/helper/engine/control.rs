@@ -9,6 +9,8 @@
 //! | `forward tcp 10.0.2.100:80 NAME` with a listening socket | `ok 3` |
 //! | `unforward 3 tcp 10.0.2.100:80 NAME` | `ok` |
 //! | `events` with a seqpacket socket that events are told to, some lines a message | `ok` |
+//! | `capture 262144 tcp port=80-80 and` with a file or a seqpacket socket: snaplen, filter | `ok 1` |
+//! | `uncapture 1` | `ok`, packets written and missing, errno of what ended it before |
 //! | `stats` | `ok`, then one counter a line |
 //! | `flows` | `ok`, then one flow a line |
 //! | `resolvers 192.0.2.1:53 …` | `ok` |

@@ -5,14 +5,15 @@
 
 use crate::control::{self, Failure, Setup};
 use crate::host::{self, Sockets};
-use crate::slirp::device::{Capabilities, Fault, Faults};
+use crate::record::Output;
+use crate::slirp::device::{Capabilities, Fault, Faults, Filter, Recorder, Trace};
 use crate::slirp::engine::{BATCH, Engine};
 use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
 use crate::tap::{self, Link, Tap};
 use crate::{attach, packet, sandbox};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CONTROL: Fd = 0;
 /// Tokens that are not flows'. A flow's generation would have to reach its last value to look like one.
@@ -24,6 +25,8 @@ const EPOLLIN: u32 = 1;
 const SPIN: Duration = Duration::from_micros(40);
 /// Batches of frames taken before the sockets get their turn.
 const ROUNDS: usize = 4;
+/// How many captures there may be at once.
+const RECORDERS: usize = 8;
 /// How many may listen to events at once.
 const LISTENERS: usize = 16;
 /// Descriptors kept free of flows.
@@ -67,16 +70,18 @@ pub fn serve() -> Result<(), Failure> {
         sys::close(*fd);
     }
     let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let device = Trace::new(device, epoch.as_micros() as Time);
     let engine = Engine::new(setup.config, Sockets::new(epoll), device, 0);
     sandbox::enter()?;
     control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
         .map_err(|e| Failure::new("report success", "send", e))?;
-    Loop { engine, epoll, start: Instant::now(), spin, credit: 8, listeners: Vec::new() }.run();
+    Loop { engine, epoll, start, spin, credit: 8, listeners: Vec::new() }.run();
     Ok(())
 }
 
 struct Loop {
-    engine: Engine<Sockets, Link>,
+    engine: Engine<Sockets, Trace<Link, Output>>,
     epoll: Fd,
     start: Instant,
     /// There is more than one processor.
@@ -253,6 +258,30 @@ impl Loop {
                 let listens = self.listen(*fds.first()?);
                 let full = || Failure::new("listen to events", "events", sys::ENOSPC).message();
                 Some(if listens { "ok".into() } else { fds.iter().for_each(|fd| sys::close(*fd)); full() })
+            }
+            "capture" => {
+                let output = Output::new(*fds.first()?);
+                if self.engine.core.device.recorders() >= RECORDERS {
+                    output.close();
+                    return Some(Failure::new("start a capture", "capture", sys::ENOSPC).message());
+                }
+                let snap = words.next()?.parse().ok()?;
+                match Recorder::new(output, Filter::parse(words)?, snap) {
+                    Ok(recorder) => Some(format!("ok {}", self.engine.core.device.record(recorder))),
+                    Err(error) => {
+                        output.close();
+                        let errno = error.raw_os_error().unwrap_or(sys::EINVAL);
+                        Some(Failure::new("start a capture", "write", errno).message())
+                    }
+                }
+            }
+            "uncapture" => {
+                let Some((recorder, output)) = self.engine.core.device.stop(words.next()?.parse().ok()?) else {
+                    return Some(Failure::new("end a capture", "uncapture", sys::ENOENT).message());
+                };
+                output.close();
+                let Recorder { written, dropped, failure, .. } = recorder;
+                Some(format!("ok {written} {dropped} {}", failure.unwrap_or(0)))
             }
             "stats" => Some(format!(
                 "ok\nflows {}\nbuffered {}\n{}",
