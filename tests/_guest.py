@@ -46,11 +46,11 @@ def spawn(pid: int, code: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def python(pid: int, code: str, look: Callable[[], str] | None = None) -> str:
-    """Runs Python there; what it prints. If it takes a minute, ``look()`` says how things stand then."""
+def python(pid: int, code: str, look: Callable[[], str] | None = None, seconds: float = 60) -> str:
+    """Runs Python there; what it prints. If it takes too long, ``look()`` says how things stand then."""
     with spawn(pid, code) as process:
         try:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired as error:
             stood = look() if look else ""
             process.kill()

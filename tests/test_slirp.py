@@ -286,6 +286,9 @@ s = socket.create_connection(("10.0.2.2", {port}), 10); s.recv(1); print("up", f
         ({"names": {"a\nb": "10.0.0.1"}}, "names"),
         ({"resolvers": ["nobody"]}, "nobody"),
         ({"host_loopback": [70000]}, "host_loopback"),
+        ({"loss": 1.0}, "loss"),
+        ({"loss": float("nan")}, "loss"),
+        ({"delay": -1}, "delay"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_starts(arguments: dict[str, object], words: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from _guest import python, server, situation
+from _guest import echo, python, server, situation
 from _needs import needs
+from _proc import until
 from r2d2 import slirp
 
 if TYPE_CHECKING:
@@ -89,3 +91,70 @@ for chunk, reads in {rounds}:
 """
         python(guest, code, lambda: situation(guest, network, port))
         assert network.stats()["tcp_out"] == len(rounds)
+
+
+#: How much is sent each way under loss; R2D2_LOSS_BYTES=1000000000 is what a release is tried with.
+LOSSY = int(os.environ.get("R2D2_LOSS_BYTES", "30000000"))
+
+
+@pytest.mark.timeout(60 + LOSSY // 500_000)
+def test_everything_arrives_under_loss(guest: int, device: slirp.Device) -> None:
+    """One frame in a hundred is lost, each way; both streams at once, compared by hash."""
+    block = os.urandom(1 << 20)
+    blocks = max(1, LOSSY >> 20)
+    whole = hashlib.sha256()
+    for _ in range(blocks):
+        whole.update(block)
+    heard = []
+
+    def answer(connection: socket.socket) -> None:
+        def say() -> None:
+            for _ in range(blocks):
+                connection.sendall(block)
+            connection.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=say)
+        thread.start()
+        digest = hashlib.sha256()
+        while data := connection.recv(1 << 16):
+            digest.update(data)
+        thread.join()
+        heard.append(digest.hexdigest())
+
+    with (
+        slirp.attach(guest, host_loopback=True, device=device, loss=0.01) as network,
+        server(answer) as port,
+    ):
+        code = f"""
+import threading
+s = socket.create_connection(("10.0.2.2", {port}), 60); s.settimeout(None)
+block = s.recv({len(block)}, socket.MSG_WAITALL)
+def say():
+    for _ in range({blocks}): s.sendall(block)
+    s.shutdown(socket.SHUT_WR)
+t = threading.Thread(target=say); t.start()
+digest = hashlib.sha256(block)
+while data := s.recv(1 << 16): digest.update(data)
+t.join(); print(digest.hexdigest())
+"""
+        seconds = 60 + LOSSY // 500_000
+        assert python(guest, code, lambda: situation(guest, network, port), seconds) == whole.hexdigest()
+        assert until(lambda: bool(heard), 20)
+        assert heard == [whole.hexdigest()]
+        stats = network.stats()
+        assert stats["retransmits"] > 0, "frames were lost, and sent again"
+        assert stats["out_of_order"] > 0, "and the guest's were"
+
+
+def test_a_longer_path(guest: int, device: slirp.Device) -> None:
+    with slirp.attach(guest, host_loopback=True, device=device, delay=0.05), server(echo) as port:
+        took = float(
+            python(
+                guest,
+                f"""
+s = socket.create_connection(("10.0.2.2", {port}), 20)
+began = time.monotonic(); s.sendall(b"x"); s.recv(1); print(time.monotonic() - began)
+""",
+            )
+        )
+        assert 0.1 <= took < 5

@@ -1,137 +1,179 @@
-"""What passed a network of containers: a pcapng file, and packets to look at in asserts: `Network.capture`.
+"""Recording what passes on a user-mode network: pcapng files, and packets as they come.
 
-::
-
-    >>> with net.capture(protocol="tcp", port=5432) as seen:                              # doctest: +SKIP
-    ...     run_the_query()
-    >>> assert not any(packet.node == "replica" for packet in seen)
+The engine writes, to a descriptor that it is given for that: it opens no files. A filter is an expression as
+tcpdump's, of these: ``tcp``, ``udp``, ``icmp`` (of both families), ``arp``, ``ip``, ``ip6``,
+``host ADDRESS``, ``net ADDRESS/LENGTH``, ``port N``, ``portrange A-B``, the last four also after ``src`` or
+``dst``; ``and``, ``or``, ``not`` and parentheses. A protocol may stand right before what it belongs to:
+``tcp port 80``.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Self
+import re
+import select
+import socket
+import stat
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
-from .errors import ContainerClosed, SpecError
+from .errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
-    from .slirp import Address
+    from . import _core
     from .spec import StrPath
-    from .switch import Network
 
-__all__ = ["Capture", "Packet"]
+__all__ = ["Capture", "Packet", "Packets", "compile_filter"]
 
-_POINTS = ("sent", "received", "both")
-_PROTOCOLS = ("arp", "icmp", "tcp", "udp")
-_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
-
-
-class Packet(NamedTuple):
-    """A frame as a node sent or received it.
-
-    Attributes:
-        time: seconds since 1970, to the microsecond.
-        node: the member's name.
-        received: it was received, not sent.
-        data: from the Ethernet header on, as far as it was kept.
-        length: how long it was; a large one that the kernel left uncut counts once.
-    """
-
-    time: float
-    node: str
-    received: bool
-    data: bytes
-    length: int
-
-    def _ip(self) -> tuple[int, int, int] | None:
-        """Version, protocol, and where the transport header starts; None for no IP."""
-        kind, data = self.data[12:14], self.data
-        if kind == b"\x08\x00" and len(data) >= 34:
-            return 4, data[23], 14 + (data[14] & 15) * 4
-        if kind != b"\x86\xdd" or len(data) < 54:
-            return None
-        protocol, at = data[20], 54
-        while protocol in (0, 43, 44, 60) and at + 8 <= len(data):  # extension headers (RFC 8200)
-            size = 8 if protocol == 44 else (data[at + 1] + 1) * 8
-            protocol, at = data[at], at + size
-        return 6, protocol, at
-
-    @property
-    def protocol(self) -> str:
-        """``arp``, ``icmp`` (of either family), ``tcp``, ``udp``; "" for anything else."""
-        ip = self._ip()
-        if ip is None:
-            return "arp" if self.data[12:14] == b"\x08\x06" else ""
-        return _NAMES.get(ip[1], "")
-
-    def _address(self, which: int) -> Address | None:
-        ip = self._ip()
-        if ip is None:
-            return None
-        start, size = (26, 4) if ip[0] == 4 else (22, 16)
-        return ipaddress.ip_address(self.data[start + which * size : start + (which + 1) * size])
-
-    @property
-    def source(self) -> Address | None:
-        """The sender's address; None without IP."""
-        return self._address(0)
-
-    @property
-    def destination(self) -> Address | None:
-        """The receiver's address; None without IP."""
-        return self._address(1)
-
-    @property
-    def ports(self) -> tuple[int, int] | None:
-        """Ports of source and destination, of TCP and UDP."""
-        ip = self._ip()
-        if ip is None or ip[1] not in (6, 17) or len(self.data) < ip[2] + 4:
-            return None
-        at = ip[2]
-        source, destination = self.data[at : at + 2], self.data[at + 2 : at + 4]
-        return int.from_bytes(source, "big"), int.from_bytes(destination, "big")
-
-    @property
-    def payload(self) -> bytes:
-        """What TCP or UDP carries; b"" otherwise."""
-        ip = self._ip()
-        if ip is None or self.ports is None:
-            return b""
-        size = 8 if self.protocol == "udp" else (self.data[ip[2] + 12 : ip[2] + 13] or b"\0")[0] // 16 * 4
-        total = int.from_bytes(self.data[16:18] if ip[0] == 4 else self.data[18:20], "big")
-        return self.data[ip[2] + size : 14 + total + (0 if ip[0] == 4 else 40)]
+_TOKEN = re.compile(r"\s*([()]|[^\s()]+)")
+_PROTOCOLS = frozenset({"tcp", "udp", "icmp", "arp", "ip", "ip6"})
+_ENDS = frozenset({"src", "dst"})
+_NETS = frozenset({"host", "net"})
+_PORTS = frozenset({"port", "portrange"})
+_PACKET_BLOCK = 6
+_OUTBOUND = 2
 
 
-class Capture:
-    """A capture, made by `Network.capture`. A context manager: leaving it ends it; what it holds stays.
+class _Expression:
+    """A parser by descent, which leaves the words in postfix form."""
 
-    Iterating gives the packets captured so far, from the first on, each time anew.
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._words = _TOKEN.findall(text)
+        self._at = 0
+        self.out: list[str] = []
 
-    Attributes:
-        path: the pcapng file; None for one in memory.
-    """
+    def parse(self) -> list[str]:
+        if self._words:
+            self._any()
+            if self._peek():
+                raise self._error()
+        return self.out
 
-    def __init__(self, network: Network, path: StrPath | None, request: str) -> None:
-        self._network = network
-        self.path = None if path is None else os.path.abspath(path)
-        if self.path is not None and os.path.exists(self.path) and not os.path.isfile(self.path):
-            raise SpecError(f"path: {self.path} is no regular file")
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_APPEND | os.O_NONBLOCK
-        self._file = (
-            os.memfd_create("r2d2-capture") if self.path is None else os.open(self.path, flags, 0o666)
-        )
-        self._ended: tuple[int, int] | None = None
+    def _peek(self) -> str:
+        return self._words[self._at] if self._at < len(self._words) else ""
+
+    def _next(self) -> str:
+        word = self._peek()
+        self._at += 1
+        return word
+
+    def _error(self) -> SpecError:
+        where = f"{self._peek()!r} is not understood" if self._peek() else "something is missing at the end"
+        return SpecError(f"filter {self._text!r}: {where}")
+
+    def _any(self) -> None:
+        self._all()
+        while self._peek() in ("or", "||"):
+            self._next()
+            self._all()
+            self.out.append("or")
+
+    def _all(self) -> None:
+        self._one()
+        while self._peek() in ("and", "&&"):
+            self._next()
+            self._one()
+            self.out.append("and")
+
+    def _one(self) -> None:
+        word = self._peek()
+        if word in ("not", "!"):
+            self._next()
+            self._one()
+            self.out.append("not")
+        elif word == "(":
+            self._next()
+            self._any()
+            if self._peek() != ")":
+                raise self._error()
+            self._next()
+        elif word in _PROTOCOLS:
+            self.out.append(self._next())
+            if self._peek() in _ENDS | _NETS | _PORTS:
+                self._end()
+                self.out.append("and")
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        prefix = f"{self._next()}-" if self._peek() in _ENDS else ""
+        kind = self._peek()
+        if kind in _NETS | _PORTS:
+            self._next()
+        elif prefix and kind[:1] not in ("", "(", ")"):
+            kind = "host"  # as tcpdump takes it: src 192.0.2.1
+        else:
+            raise self._error()
+        value = self._peek()
         try:
-            self._number = int(network._ask(request, [self._file]))
-        except BaseException:
-            os.close(self._file)
-            raise
+            if kind in _NETS:
+                net = ipaddress.ip_network(value)
+                if kind == "host" and "/" in value:
+                    raise self._error()
+                self.out.append(f"{prefix}net={net}")
+            else:
+                first, _, last = value.partition("-")
+                low, high = int(first), int(last or first)
+                if not 0 <= low <= high <= 65535 or (kind == "port" and last):
+                    raise self._error()
+                self.out.append(f"{prefix}port={low}-{high}")
+        except ValueError:
+            raise self._error() from None
+        self._next()
+
+
+def compile_filter(text: str) -> list[str]:
+    """The filter's words in postfix form, as the engine takes them.
+
+    Raises:
+        SpecError: it is no expression; the message says where.
+    """
+    try:
+        words = _Expression(text).parse()
+    except RecursionError:
+        raise SpecError(f"filter {text[:40]!r}…: too deep") from None
+    if len(words) > 1024:
+        raise SpecError("filter: more than 1024 words")
+    return words
+
+
+def _start(network: _core.Network, words: list[str], snaplen: int, descriptor: int) -> int:
+    return int(network.request(" ".join(["capture", str(snaplen), *words]), [descriptor]))
+
+
+def _checked(snaplen: int) -> int:
+    if not 14 <= snaplen <= 1 << 18:
+        raise SpecError(f"snaplen: {snaplen} is not between 14 and {1 << 18} bytes")
+    return snaplen
+
+
+class _Recording:
+    """One recorder of the engine; ended once."""
+
+    def __init__(self, network: _core.Network, number: int) -> None:
+        self._network = network
+        self._number: int | None = number
+        self.packets = 0
+        self.dropped = 0
+
+    def _stop(self) -> int:
+        """Ends it; the errno that had ended it before, or 0."""
+        from .errors import R2d2Error
+
+        number, self._number = self._number, None
+        if number is None:
+            return 0
+        try:
+            written, dropped, failure = map(int, self._network.request(f"uncapture {number}").split())
+        except R2d2Error:
+            return 0  # the engine has ended, and the recording with it
+        self.packets, self.dropped = written, dropped
+        return failure
 
     def __enter__(self) -> Self:
         return self
@@ -142,121 +184,122 @@ class Capture:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stop()
+        self.close()
 
-    def __del__(self) -> None:
-        file = getattr(self, "_file", -1)
-        if file >= 0 and hasattr(self, "_number"):
-            os.close(file)
+    def close(self) -> None:
+        """Ends the recording. A second call does nothing."""
+        self._stop()
 
-    def stop(self) -> tuple[int, int]:
-        """Ends it: frames that were captured, and frames that there was no room for. Idempotent."""
-        if self._ended is None:
-            self._ended = self.counts
-            with suppress(OSError, ContainerClosed):  # the network has ended, and the capture with it
-                self._network._ask(f"uncapture {self._number}")
-        return self._ended
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Frames that were captured so far, and frames that there was no room for."""
-        if self._ended is None:
-            try:
-                frames, dropped = map(int, self._network._ask(f"captured {self._number}").split())
-            except (OSError, ContainerClosed):  # the network has ended; the file is what there is
-                return sum(1 for _ in self._packets()), 0
-            return frames, dropped
-        return self._ended
+class Capture(_Recording):
+    """A recording to a file; made by `Network.capture`. A context manager: leaving it ends the recording.
 
-    def __iter__(self) -> Iterator[Packet]:
-        _ = self.counts  # once the engine has answered, everything before is in the file
-        return self._packets()
+    Attributes:
+        packets: how many packets were written; known after `close`.
+        dropped: how many were not, because there was no room; known after `close`.
+    """
 
-    def wait(self, match: Callable[[Packet], object], timeout: float = 10.0) -> Packet:
-        """The first packet for which ``match`` is true, as soon as there is one.
+    def __init__(self, network: _core.Network, path: StrPath, words: list[str], snaplen: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            # The engine never waits, as it would for the reader of a pipe.
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise SpecError(
+                    f"path {os.fsdecode(path)!r}: not a regular file; packets() reads without one"
+                )
+            super().__init__(network, _start(network, words, _checked(snaplen), descriptor))
+        finally:
+            os.close(descriptor)
+        self._path = os.fsdecode(path)
+
+    def close(self) -> None:
+        """Ends the recording; the file is complete then. A second call does nothing.
 
         Raises:
-            TimeoutError: there is none after ``timeout`` seconds.
+            OSError: writing had failed before (``ENOSPC``); what is there is whole up to that packet.
         """
-        deadline = time.monotonic() + timeout
-        while True:
-            late = time.monotonic() >= deadline
-            for packet in self:
-                if match(packet):
-                    return packet
-            if late:
-                raise TimeoutError(f"no such packet among {self.counts[0]} after {timeout} s")
-            time.sleep(0.005)
-
-    def _blocks(self) -> Iterator[tuple[int, bytes]]:
-        at, end = 0, os.fstat(self._file).st_size
-        while at + 12 <= end:
-            head = os.pread(self._file, 8, at)
-            kind, size = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
-            if size < 12 or at + size > end:
-                return
-            yield kind, os.pread(self._file, size - 12, at + 8)
-            at += size
-
-    def _packets(self) -> Iterator[Packet]:
-        nodes: list[str] = []
-        for kind, body in self._blocks():
-            if kind == 1:  # an interface: its name is its first option
-                size = int.from_bytes(body[10:12], "little")
-                nodes.append(body[12 : 12 + size].decode())
-            elif kind == 6:
-                interface, high, low, kept, length = (
-                    int.from_bytes(body[start : start + 4], "little") for start in range(0, 20, 4)
-                )
-                flags = body[20 + (kept + 3) // 4 * 4 + 4 :][:4]
-                when = (high << 32 | low) / 1e6
-                yield Packet(when, nodes[interface], flags[:1] == b"\1", body[20 : 20 + kept], length)
+        failure = self._stop()
+        if failure:
+            raise OSError(failure, os.strerror(failure), self._path)
 
 
-def listed(value: str | int | Iterable[str] | Iterable[int] | None) -> list[str]:
-    """One or several, as words."""
-    if value is None:
-        return []
-    return [str(value)] if isinstance(value, str | int) else [str(each) for each in value]
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A frame as it passed.
 
-
-def request(
-    nodes: list[str],
-    at: str | None,
-    protocol: str | Iterable[str] | None,
-    port: int | Iterable[int] | None,
-    host: str | Iterable[str] | None,
-    snap: int,
-    limit: int | None,
-) -> str:
-    """A capture as the engine reads it.
-
-    Raises:
-        SpecError: it can never work.
+    Attributes:
+        time: when, in seconds since 1970.
+        outgoing: whether the guest sent it.
+        data: the frame from its Ethernet header on; cut if it is longer than ``snaplen``.
+        length: how long it was.
     """
-    at = at or ("both" if nodes else "sent")
-    if at not in _POINTS:
-        raise SpecError(f"at: {at!r} is not {', '.join(_POINTS)}")
-    protocols, ports, hosts = listed(protocol), listed(port), listed(host)
-    for name in protocols:
-        if name not in _PROTOCOLS:
-            raise SpecError(f"protocol: {name!r} is not {', '.join(_PROTOCOLS)}")
-    for number in ports:
-        if not number.isdigit() or not 0 < int(number) < 65536:
-            raise SpecError(f"port: {number} is not a port")
-    for address in hosts:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError as error:
-            raise SpecError(f"host: {error}") from None
-    if not 1 <= snap <= 262144:
-        raise SpecError(f"snap: {snap!r} is not between 1 and 262144 bytes")
-    if limit is not None and limit < 1024:
-        raise SpecError(f"limit: {limit!r} is not a size of at least 1024 bytes")
-    lines = [f"capture {snap} {2**63 if limit is None else limit}"]
-    lines += [point for point in ("sent", "received") if at in (point, "both")]
-    lines += [f"node {name}" for name in nodes]
-    lines += [f"protocol {name}" for name in protocols]
-    lines += [f"port {number}" for number in ports]
-    lines += [f"host {address}" for address in hosts]
-    return "\n".join(lines)
+
+    time: float
+    outgoing: bool
+    data: bytes
+    length: int
+
+
+class Packets(_Recording):
+    """Packets from now on, as `Packet` objects; made by `Network.packets`. An iterator and a context manager.
+
+    Iterating waits for the next packet, and ends with the network. The engine does not wait for a slow
+    reader: packets for which there is no room are missing, and counted.
+
+    Attributes:
+        packets: how many packets there were; known after `close`.
+        dropped: how many are missing; known after `close`.
+    """
+
+    def __init__(self, network: _core.Network, words: list[str], snaplen: int) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            try:
+                super().__init__(network, _start(network, words, _checked(snaplen), theirs.fileno()))
+            except BaseException:
+                self._socket.close()
+                raise
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when there are packets (select, poll, asyncio)."""
+        return self._socket.fileno()
+
+    def get(self, timeout: float | None = None) -> Packet | None:
+        """The next packet; None if none comes within ``timeout`` seconds, or the network has ended."""
+        poll = select.poll()
+        while self._socket.fileno() >= 0:
+            poll.register(self._socket, select.POLLIN)
+            if not poll.poll(None if timeout is None else max(0.0, timeout) * 1000):
+                return None
+            try:
+                block = self._socket.recv(1 << 19)
+            except ConnectionResetError:
+                block = b""
+            if not block:
+                return None
+            if block[:4] == _PACKET_BLOCK.to_bytes(4, "little"):
+                return _packet(block)
+        return None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Packet:
+        packet = self.get()
+        if packet is None:
+            raise StopIteration
+        return packet
+
+    def close(self) -> None:
+        """Ends the recording. A second call does nothing."""
+        self._stop()
+        self._socket.close()
+
+
+def _packet(block: bytes) -> Packet:
+    """An Enhanced Packet Block (draft-ietf-opsawg-pcapng §4.3)."""
+    high, low, kept, length = struct.unpack_from("<4I", block, 12)
+    options = 28 + (kept + 3 & ~3)
+    return Packet((high << 32 | low) / 1e6, block[options + 4] == _OUTBOUND, block[28 : 28 + kept], length)

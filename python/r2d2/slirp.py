@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from .capture import Capture, Packets
+    from .events import Events
     from .spec import StrPath
 
 __all__ = ["Flow", "Network", "Port", "Slirp", "attach"]
@@ -59,6 +61,9 @@ class Flow:
         state: of TCP ``Connecting``, ``SynSent``, ``SynReceived``, ``Established`` or ``TimeWait``; of UDP
             ``sent`` or ``replied``; of ICMP ``echo``.
         idle: seconds since the last packet.
+        sent: bytes of payload that left the guest.
+        received: bytes of payload that came in; what was sent again counts once.
+        resent: TCP segments that were sent to the guest again.
     """
 
     protocol: str
@@ -66,6 +71,9 @@ class Flow:
     remote: str
     state: str
     idle: int
+    sent: int = 0
+    received: int = 0
+    resent: int = 0
 
 
 class Slirp(NamedTuple):
@@ -89,6 +97,8 @@ class Slirp(NamedTuple):
     configure: bool = True
     device: Device = "any"
     engine: Engine = "r2d2"
+    delay: float = 0.0
+    loss: float = 0.0
 
 
 class Network:
@@ -232,9 +242,10 @@ class Network:
             guest = self.address6 if listener.family == socket.AF_INET6 and self.address6 else self.address
             to = f"[{guest}]" if guest.version == 6 else f"{guest}"
             kind = "tcp" if unix else port.protocol
-            number = int(self._network.request(f"forward {kind} {to}:{port.guest_port}", [listener.fileno()]))
             host, host_port = (name, 0) if unix else name[:2]
             added = Port(port.protocol, host, host_port, str(guest), port.guest_port)
+            words = f"{kind} {to}:{port.guest_port} {_listened(added)}"
+            number = int(self._network.request(f"forward {words}", [listener.fileno()]))
             self._ports[added] = number
             if unix:
                 self._files[added] = remove_with(self, name)
@@ -247,7 +258,10 @@ class Network:
             KeyError: it is not among `ports`.
         """
         with self._lock:
-            self._network.request(f"unforward {self._ports[port]}")
+            guest = f"[{port.guest}]" if ":" in port.guest else port.guest
+            kind = "udp" if port.protocol == "udp" else "tcp"
+            words = f"{self._ports[port]} {kind} {guest}:{port.guest_port} {_listened(port)}"
+            self._network.request(f"unforward {words}")
             del self._ports[port]
             if (remove := self._files.pop(port, None)) is not None:
                 remove()
@@ -261,9 +275,79 @@ class Network:
         """What is going on now (as far as it fits 64 KiB)."""
         found = []
         for line in self._network.request("flows").splitlines():
-            protocol, guest, remote, state, idle = line.split()
-            found.append(Flow(protocol, guest, remote, state, int(idle)))
+            protocol, guest, remote, state, *numbers = line.split()
+            found.append(Flow(protocol, guest, remote, state, *map(int, numbers)))
         return found
+
+    def events(self) -> Events:
+        """What happens from now on, as `Event` objects: an iterator and a context manager.
+
+        >>> with network.events() as events:                           # doctest: +SKIP
+        ...     for event in events:
+        ...         print(event.kind, event.protocol, event.guest, event.remote, event.reason)
+
+        Raises:
+            SetupError: sixteen listen already (``ENOSPC``).
+            ContainerClosed: the network is closed.
+        """
+        from .events import Events
+
+        return Events(self._network)
+
+    def capture(
+        self,
+        path: StrPath,
+        filter: str = "",  # noqa: A002 - what everybody calls it
+        *,
+        snaplen: int = 1 << 18,
+    ) -> Capture:
+        """Records what passes from now on to a pcapng file, for tcpdump and Wireshark.
+
+        Large TCP segments appear uncut, and checksums that are left to the device undone.
+
+        Args:
+            path: the file; emptied if it exists, made with mode 0600 if not.
+            filter: which packets, as tcpdump's ``tcp port 80 and not host 192.0.2.1``; all if empty. See
+                `r2d2.capture` for the words.
+            snaplen: how many bytes of each frame are kept, 14 to 262144.
+
+        Returns:
+            The capture, a context manager; leaving it, or `Capture.close`, ends it.
+
+        Raises:
+            OSError: the file cannot be written.
+            SpecError: the filter is no expression; ``path`` is no regular file.
+            SetupError: there are eight captures already (``ENOSPC``).
+            ContainerClosed: the network is closed.
+        """
+        from .capture import Capture, compile_filter
+
+        return Capture(self._network, path, compile_filter(filter), snaplen)
+
+    def packets(
+        self,
+        filter: str = "",  # noqa: A002 - what everybody calls it
+        *,
+        snaplen: int = 1 << 18,
+    ) -> Packets:
+        """What passes from now on, as `Packet` objects: an iterator and a context manager.
+
+        >>> with network.packets("udp port 53") as packets:             # doctest: +SKIP
+        ...     for packet in packets:
+        ...         print(packet.time, packet.outgoing, packet.length, packet.data[:64])
+
+        Args:
+            filter: which packets; see `capture`.
+            snaplen: how many bytes of each frame are kept.
+
+        Raises:
+            SpecError: the filter is no expression.
+            SetupError: there are eight captures already (``ENOSPC``).
+            ContainerClosed: the network is closed.
+        """
+        from .capture import Packets, compile_filter
+
+        return Packets(self._network, compile_filter(filter), snaplen)
 
     def set_resolvers(self, resolvers: Iterable[str]) -> None:
         """Replaces the host's resolvers that queries are relayed to, for a laptop that changes networks."""
@@ -276,6 +360,14 @@ class Network:
             files, self._files = self._files, {}
         for remove in files.values():
             remove()
+
+
+def _listened(port: Port) -> str:
+    """Where a port is listened on, in one word."""
+    from urllib.parse import quote
+
+    host = f"[{port.host}]" if ":" in port.host and port.protocol != "unix" else port.host
+    return quote(host if port.protocol == "unix" else f"{host}:{port.host_port}", safe="/:[]")
 
 
 def _endpoint(resolver: str) -> str:
@@ -399,6 +491,8 @@ def attach(
     userns: StrPath | None = None,
     device: Device = "any",
     engine: Engine = "r2d2",
+    delay: float = 0.0,
+    loss: float = 0.0,
 ) -> Network:
     """Gives a network namespace an interface to the world.
 
@@ -424,6 +518,9 @@ def attach(
             which needs no ``/dev/net/tun``; or ``any``, the first of them that can be had.
         userns: path of the user namespace that owns the one that ``target`` names.
         engine: ``r2d2``; or ``slirp4netns`` or ``pasta``, where they are installed: see `r2d2.external`.
+        delay: how much later each frame arrives, each way, in seconds (up to 10): a longer path, as by
+            tc-netem(8).
+        loss: which part of the frames is lost, each way, from 0 to 0.9; chosen by chance.
 
     Raises:
         SpecError: an argument can never work.
@@ -448,6 +545,8 @@ def attach(
         configure,
         device,
         engine,
+        delay,
+        loss,
     )
     if engine != "r2d2":
         from . import external
@@ -487,6 +586,11 @@ def describe(options: Slirp) -> str:
         raise SpecError(f"mtu: {options.mtu} is not between {least} and 65520")
     if options.device not in ("any", "tap", "packet"):
         raise SpecError(f"device: {options.device!r} is not any, tap or packet")
+    if not 0 <= options.delay <= 10:
+        raise SpecError(f"delay: {options.delay} is not between 0 and 10 seconds")
+    if not 0 <= options.loss <= 0.9:
+        raise SpecError(f"loss: {options.loss} is not between 0 and 0.9")
+    faults = f"{round(options.loss * 10_000)} {round(options.delay * 1_000_000)}"
     network, v4, dhcp = _plan(options.cidr)
     resolvers = _host_dns()[0] if options.resolvers is None else map(_endpoint, options.resolvers)
     return "\n".join(
@@ -496,6 +600,7 @@ def describe(options: Slirp) -> str:
             f"mtu {options.mtu}",
             f"v4 {network.prefixlen} {v4[0]} {v4[1]} {v4[2]} {dhcp}",
             f"configure {str(options.configure).lower()}",
+            f"faults {faults}",
             _loopback(options.host_loopback),
             *(() if options.ipv6 else ("v6 off",)),
             *(f"resolver {r}" for r in resolvers),

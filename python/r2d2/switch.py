@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from .capture import Capture
+    from .captured import Capture
     from .container import Container
     from .slirp import Address, Device
     from .spec import StrPath
@@ -502,7 +502,7 @@ class Network(Linked):
             SpecError: it can never work.
             OSError: the file cannot be made.
         """
-        from .capture import Capture, listed, request
+        from .captured import Capture, listed, request
 
         names = [self._node(name) for name in listed(nodes)]
         limit = 256 << 20 if limit is None and path is None else limit

@@ -58,6 +58,11 @@ impl Network {
         self.0.alive()
     }
 
+    /// How the engine ended: an exit code, or a signal's number negated; None while it runs.
+    fn outcome(&self) -> Option<i32> {
+        self.0.outcome()
+    }
+
     /// Ends the engine and waits for it.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());

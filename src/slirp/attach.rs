@@ -8,8 +8,8 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -43,6 +43,10 @@ const CALLS: &[&str] = &[
     "epoll",
     "parse",
     "unforward",
+    "events",
+    "capture",
+    "uncapture",
+    "write",
     "seccomp",
     "ioctl TUNSETIFF",
     "prctl PR_SET_DUMPABLE",
@@ -53,6 +57,7 @@ const CALLS: &[&str] = &[
 #[derive(Debug)]
 pub struct Network {
     process: Mutex<Option<(Child, OwnedFd)>>,
+    outcome: OnceLock<i32>,
     pid: i32,
     pidfd: OwnedFd,
     device: String,
@@ -81,7 +86,7 @@ impl Network {
         let (mut engine, ours, pidfd, reply, _) = begin(description, namespaces)?;
         let pid = engine.0.as_ref().map_or(0, |child| child.id() as i32);
         let process = Mutex::new(engine.0.take().map(|child| (child, ours)));
-        Ok(Self { device: reply, process, pid, pidfd })
+        Ok(Self { device: reply, outcome: OnceLock::new(), process, pid, pidfd })
     }
 
     /// Makes one interface for a network of containers, in a process that ends with that: what it is, and its
@@ -130,7 +135,21 @@ impl Network {
     pub fn close(&self) {
         let Some((child, control)) = self.process().take() else { return };
         drop(control);
-        drop(Starting(Some(child)));
+        if let Some(status) = Starting(Some(child)).end() {
+            let _ = self.outcome.set(code(status));
+        }
+    }
+
+    /// How the engine ended, as `subprocess` tells it: an exit code, or a signal's number negated. `None` while it runs.
+    pub fn outcome(&self) -> Option<i32> {
+        if self.outcome.get().is_none() {
+            if let Some((child, _)) = self.process().as_mut() {
+                if let Ok(Some(status)) = child.try_wait() {
+                    let _ = self.outcome.set(code(status));
+                }
+            }
+        }
+        self.outcome.get().copied()
     }
 }
 
@@ -143,16 +162,28 @@ impl Drop for Network {
 /// A child that is waited for whatever happens; killed if it does not end by itself.
 struct Starting(Option<Child>);
 
+/// An exit code, or a signal's number negated.
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
+}
+
 impl Drop for Starting {
     fn drop(&mut self) {
-        let Some(mut child) = self.0.take() else { return };
+        self.end();
+    }
+}
+
+impl Starting {
+    /// Waits for the end; how it was.
+    fn end(&mut self) -> Option<ExitStatus> {
+        let mut child = self.0.take()?;
         if let Ok(pidfd) = pidfd::open(child.id() as i32) {
             let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
             if poll(&mut fds, PollTimeout::from(1000u16)) == Ok(0) {
                 let _ = child.kill();
             }
         }
-        let _ = child.wait();
+        child.wait().ok()
     }
 }
 

@@ -178,6 +178,19 @@ pub enum Refusal {
     Silent,
 }
 
+impl Refusal {
+    /// Its name in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Net => "network",
+            Self::Host => "host",
+            Self::Prohibited => "prohibited",
+            Self::Silent => "silent",
+        }
+    }
+}
+
 /// What becomes of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -284,7 +297,7 @@ impl Config {
 }
 
 /// True if `address` lies in the network; addresses of the other family never do.
-fn in_network(address: IpAddr, network: IpAddr, len: u8) -> bool {
+pub(super) fn in_network(address: IpAddr, network: IpAddr, len: u8) -> bool {
     match (address, network) {
         (IpAddr::V4(a), IpAddr::V4(n)) => {
             let mask = u32::MAX.checked_shl(32u32.saturating_sub(len.into())).unwrap_or(0);

@@ -22,6 +22,8 @@ use std::net::IpAddr;
 pub const HEADROOM: usize = 128;
 /// The largest payload of a frame to the guest.
 pub const MAX_PAYLOAD: usize = 65535 - 60 - 20;
+/// How many events are kept until they are told.
+const EVENTS: usize = 256;
 /// How many hardware addresses are remembered.
 const NEIGHBORS: usize = 2048;
 
@@ -46,6 +48,10 @@ pub struct Core<H, D> {
     pub resolver: usize,
     /// Challenge acknowledgements sent in this second (RFC 5961 §7).
     pub challenged: (Time, u32),
+    /// What happened, for those who listen; `None` while nobody does.
+    pub events: Option<Vec<String>>,
+    /// Events that were not kept because there were too many.
+    pub untold: u64,
     /// Identification of the last packet that was cut.
     ident: u32,
     tx: Vec<u8>,
@@ -66,10 +72,21 @@ impl<H: Host, D: Device> Core<H, D> {
             buffered: 0,
             resolver: 0,
             challenged: (0, 0),
+            events: None,
+            untold: 0,
             ident: 0,
             tx: vec![0; HEADROOM + 65536],
             secret: RandomState::new(),
             neighbors: Vec::new(),
+        }
+    }
+
+    /// Notes an event if anybody listens. A guest can cause any number of them, so there is a bound for each wake-up.
+    pub fn tell(&mut self, what: impl FnOnce() -> String) {
+        match &mut self.events {
+            Some(events) if events.len() < EVENTS => events.push(what()),
+            Some(_) => self.untold += 1,
+            None => {}
         }
     }
 

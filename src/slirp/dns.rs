@@ -39,6 +39,8 @@ pub struct Relay {
     socks: Vec<Option<Sock>>,
     /// Sockets that must be watched.
     pub fresh: Vec<Sock>,
+    /// Bytes of answers.
+    pub received: u64,
 }
 
 /// What we answer ourselves, if anything.
@@ -66,6 +68,7 @@ impl Relay {
     /// A query of the guest.
     pub fn ask<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, message: &[u8]) {
         if let Some(answer) = local(core, key.guest().ip(), message) {
+            self.received += answer.len() as u64;
             core.send_datagram(key, &answer);
             return;
         }
@@ -149,6 +152,7 @@ impl Relay {
         let Some(at) = self.waiting.iter().position(|w| Some(w.id) == id) else { return };
         self.waiting.swap_remove(at);
         core.resolver = index;
+        self.received += len as u64;
         core.send_udp(key, len, 65535);
     }
 

@@ -5,15 +5,16 @@
 //! the same engine runs over a tap with kernel sockets and in a test over a cable in memory with a virtual clock.
 //! Whatever the guest sends, the worst is a counter that goes up.
 
-use super::config::Config;
+use super::config::{Config, Refusal};
 use super::core::Core;
 use super::device::{Device, MAX_FRAME};
 use super::dhcp::Leases;
 use super::flow::{Id, Key, Table};
 use super::fragment::Reassembly;
 use super::host::{Host, Ready};
-use super::stats::Stats;
+use super::stats::{Stats, Traffic};
 use super::time::{NEVER, SEC, Time};
+use super::wire::ip;
 use super::{forward, icmp, tcp, udp};
 use std::collections::VecDeque;
 
@@ -31,6 +32,30 @@ pub enum Flow {
     Udp(udp::Assoc),
     /// An echo identifier.
     Ping(icmp::Ping),
+}
+
+impl Flow {
+    /// What it has carried.
+    fn traffic(&self) -> Traffic {
+        match self {
+            Self::Tcp(tcb) => tcb.traffic,
+            Self::Udp(udp::Assoc { kind: udp::Kind::Dns(relay), traffic, .. }) => {
+                Traffic { received: relay.received, ..*traffic }
+            }
+            Self::Udp(assoc) => assoc.traffic,
+            Self::Ping(ping) => ping.traffic,
+        }
+    }
+}
+
+/// Protocol, guest and remote of a flow.
+fn named(key: &Key) -> String {
+    let name = match key.proto {
+        ip::TCP => "tcp",
+        ip::UDP => "udp",
+        _ => "icmp",
+    };
+    format!("{name} {} {}", key.guest(), key.remote())
 }
 
 /// The engine of one network interface.
@@ -77,17 +102,19 @@ impl<H: Host, D: Device> Engine<H, D> {
         Stats { fragments: self.reassembly.dropped, ..self.core.stats }
     }
 
-    /// One flow a line, up to `most` bytes: protocol, guest, remote, state, seconds of silence.
+    /// One flow a line, up to `most` bytes: protocol, guest, remote, state, seconds of silence, bytes sent and
+    /// received, segments sent to the guest again.
     pub fn flow_lines(&self, most: usize) -> String {
         let mut out = String::new();
         for (_, key, flow, used) in self.flows.iter() {
-            let (name, state) = match flow {
-                Flow::Tcp(tcb) => ("tcp", format!("{:?}", tcb.state)),
-                Flow::Udp(assoc) => ("udp", if assoc.replied { "replied" } else { "sent" }.into()),
-                Flow::Ping(_) => ("icmp", "echo".into()),
+            let state = match flow {
+                Flow::Tcp(tcb) => format!("{:?}", tcb.state),
+                Flow::Udp(assoc) => if assoc.replied { "replied" } else { "sent" }.into(),
+                Flow::Ping(_) => "echo".into(),
             };
             let idle = self.core.now.saturating_sub(used) / SEC;
-            let line = format!("{name} {} {} {state} {idle}\n", key.guest(), key.remote());
+            let Traffic { sent, received, resent } = flow.traffic();
+            let line = format!("{} {state} {idle} {sent} {received} {resent}\n", named(key));
             if out.len() + line.len() > most {
                 break;
             }
@@ -201,7 +228,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             self.half_open = self.half_open.saturating_sub(1);
         }
         if gone {
-            self.flows.remove(id);
+            self.forget(id);
             return;
         }
         if tcb.sock != sock {
@@ -276,17 +303,34 @@ impl<H: Host, D: Device> Engine<H, D> {
         }
     }
 
+    /// Takes a flow whose end has come out of the table.
+    fn forget(&mut self, id: Id) {
+        let Some((key, flow)) = self.flows.remove(id) else { return };
+        let Traffic { sent, received, .. } = flow.traffic();
+        self.core.tell(|| format!("closed {} {sent} {received}", named(&key)));
+    }
+
+    /// A flow has begun.
+    pub(super) fn begun(&mut self, key: &Key) {
+        self.core.tell(|| format!("opened {}", named(key)));
+    }
+
+    /// The policy has refused a flow.
+    pub(super) fn refused(&mut self, key: &Key, why: Refusal) {
+        self.core.tell(|| format!("refused {} {}", named(key), why.name()));
+    }
+
     /// Takes a flow out and closes what it has.
     pub(super) fn remove(&mut self, id: Id) {
         match self.flows.get(id) {
             Some((_, Flow::Tcp(_))) => self.with_tcp(id, tcp::Tcb::abort),
             Some((_, Flow::Udp(assoc))) => {
                 assoc.close(&mut self.core);
-                self.flows.remove(id);
+                self.forget(id);
             }
             Some((_, Flow::Ping(ping))) => {
                 ping.close(&mut self.core);
-                self.flows.remove(id);
+                self.forget(id);
             }
             None => {}
         }

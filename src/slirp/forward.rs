@@ -140,6 +140,9 @@ impl<H: Host, D: Device> Engine<H, D> {
                 self.insert_udp(key, udp::Assoc::new(kind))
             };
             self.flows.touch(id, self.core.now);
+            if let Some((_, Flow::Udp(assoc))) = self.flows.get(id) {
+                assoc.traffic.received += len as u64;
+            }
             self.core.send_udp(&key, len, 65535);
         }
     }

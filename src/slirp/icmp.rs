@@ -8,6 +8,7 @@ use super::core::{self, Core};
 use super::device::Device;
 use super::flow::Key;
 use super::host::{Datagram, Host, Ready, Sock};
+use super::stats::Traffic;
 use super::time::{SEC, Time};
 use super::wire::icmpv4::{self, Icmp};
 use super::wire::icmpv6::{self, Icmpv6};
@@ -22,6 +23,8 @@ pub const PATIENCE: Time = 60 * SEC;
 #[derive(Debug)]
 pub struct Ping {
     sock: Sock,
+    /// What it has carried.
+    pub traffic: Traffic,
 }
 
 /// The key of an echo request's flow.
@@ -59,7 +62,7 @@ impl Ping {
         if sock == Err(ErrorKind::PermissionDenied) {
             core.stats.ping_forbidden += 1;
         }
-        Ok(Self { sock: sock? })
+        Ok(Self { sock: sock?, traffic: Traffic::default() })
     }
 
     /// The host's socket.
@@ -76,6 +79,7 @@ impl Ping {
         rest: [u8; 4],
         data: &[u8],
     ) {
+        self.traffic.sent += data.len() as u64;
         let message = message(ip, false, rest, data);
         let sent = core.host.send_datagrams(self.sock, &message, message.len(), ip.ttl - 1);
         let refusal = match sent {
@@ -105,6 +109,7 @@ impl Ping {
             }
             // The kernel may have given us another identifier: the guest gets its own back.
             let [a, b] = key.guest().port().to_be_bytes();
+            self.traffic.received += data.len() as u64;
             let message = message(&out, true, [a, b, *c, *d], data);
             core.send_ip(&out, &message);
         }

@@ -187,7 +187,10 @@ impl<H: Host, D: Device> Engine<H, D> {
                 Some(to) => (*to, true),
                 None => return tcp::refuse(&mut self.core, &key, syn, Refusal::Port),
             },
-            Verdict::Refuse(why) => return tcp::refuse(&mut self.core, &key, syn, why),
+            Verdict::Refuse(why) => {
+                self.refused(&key, why);
+                return tcp::refuse(&mut self.core, &key, syn, why);
+            }
         };
         self.make_room();
         let mut opened = tcp::open(&mut self.core, &key, to, syn, resolver);
@@ -206,6 +209,7 @@ impl<H: Host, D: Device> Engine<H, D> {
     /// Puts a connection whose handshake has begun into the table.
     pub(super) fn insert_tcp(&mut self, key: Key, tcb: tcp::Tcb) {
         let (sock, deadline) = (tcb.sock, tcb.deadline());
+        self.begun(&key);
         let id = self.flows.insert(key, Flow::Tcp(tcb), self.core.now);
         self.core.host.watch(sock, id.token());
         if deadline != NEVER {
@@ -237,7 +241,10 @@ impl<H: Host, D: Device> Engine<H, D> {
             },
         };
         self.flows.touch(id, self.core.now);
-        if let Some((key, Flow::Udp(udp::Assoc { kind: udp::Kind::Dns(relay), .. }))) = self.flows.get(id) {
+        if let Some((key, Flow::Udp(udp::Assoc { kind: udp::Kind::Dns(relay), traffic, .. }))) =
+            self.flows.get(id)
+        {
+            traffic.sent += data.len() as u64;
             for query in data.chunks(size.max(1)) {
                 relay.ask(&mut self.core, key, query);
             }
@@ -255,7 +262,10 @@ impl<H: Host, D: Device> Engine<H, D> {
         let remote = key.remote();
         self.make_room();
         let assoc = match self.core.config.judge(remote.ip(), remote.port()) {
-            Verdict::Refuse(why) => return Err(why),
+            Verdict::Refuse(why) => {
+                self.refused(&key, why);
+                return Err(why);
+            }
             Verdict::Dns => udp::Assoc::new(udp::Kind::Dns(Box::default())),
             Verdict::To(to) => {
                 let mut opened = udp::Assoc::open(&mut self.core, to);
@@ -275,6 +285,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             udp::Kind::Direct(sock) => Some(sock),
             _ => None,
         };
+        self.begun(&key);
         let id = self.flows.insert(key, Flow::Udp(assoc), self.core.now);
         if let Some(sock) = sock {
             self.core.host.watch(sock, id.token());
@@ -311,19 +322,28 @@ impl<H: Host, D: Device> Engine<H, D> {
         if self.core.config.is_ours(ip.dst) {
             return icmp::answer(&mut self.core, ip, rest, data);
         }
+        if ip.ttl <= 1 {
+            let kind = if ip.src.is_ipv4() { icmpv4::TIME_EXCEEDED } else { icmpv6::TIME_EXCEEDED };
+            let router = self.core.config.router(ip.src);
+            return self.core.report(ip, packet, router, (kind, 0), 0);
+        }
         let key = icmp::key(ip, ident);
         let id = if let Some(id) = self.flows.find(&key) {
             id
         } else {
             let to = match self.core.config.judge(ip.dst, 0) {
                 Verdict::To(to) => to.ip(),
-                Verdict::Refuse(why) => return self.core.refuse(ip, packet, why),
+                Verdict::Refuse(why) => {
+                    self.refused(&key, why);
+                    return self.core.refuse(ip, packet, why);
+                }
                 Verdict::Dns => return,
             };
             self.make_room();
             match icmp::Ping::open(&mut self.core, to, ident) {
                 Ok(ping) => {
                     let sock = ping.sock();
+                    self.begun(&key);
                     let id = self.flows.insert(key, Flow::Ping(ping), self.core.now);
                     self.core.host.watch(sock, id.token());
                     self.core.stats.datagram_flows += 1;

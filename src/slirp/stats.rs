@@ -1,5 +1,16 @@
 //! Counters. They only ever rise and wrap never in practice; a bad packet is counted and dropped, not logged.
 
+/// What one flow has carried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Payload bytes of the guest that were taken from it.
+    pub sent: u64,
+    /// Payload bytes that were sent to the guest; what was sent again counts once.
+    pub received: u64,
+    /// Segments that were sent to the guest again.
+    pub resent: u32,
+}
+
 /// What an engine has seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {

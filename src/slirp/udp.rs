@@ -11,6 +11,7 @@ use super::device::Device;
 use super::dns::Relay;
 use super::flow::{Id, Key};
 use super::host::{Datagram, Fault, Host, Ready, Sock};
+use super::stats::Traffic;
 use super::time::{SEC, Time};
 use super::wire::{icmpv4, icmpv6};
 use std::io::ErrorKind;
@@ -48,6 +49,8 @@ pub struct Assoc {
     pub replied: bool,
     /// Our turn was over before the socket was empty.
     pub more: bool,
+    /// What it has carried.
+    pub traffic: Traffic,
 }
 
 impl Assoc {
@@ -59,7 +62,7 @@ impl Assoc {
 
     /// An association of some kind.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, replied: false, more: false }
+        Self { kind, replied: false, more: false, traffic: Traffic::default() }
     }
 
     /// After how much silence it is forgotten.
@@ -73,6 +76,7 @@ impl Assoc {
 
     /// Sends a run of datagrams of the guest.
     pub fn send<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, run: &Run) {
+        self.traffic.sent += run.data.len() as u64;
         let failure = match &self.kind {
             Kind::Direct(sock) => core.host.send_datagrams(*sock, &run.data, run.segment, run.ttl).err(),
             Kind::Forward { listener, client } => {
@@ -114,6 +118,7 @@ impl Assoc {
             match host.recv_datagrams(sock, place) {
                 Ok(Some((len, segment))) => {
                     self.replied = true;
+                    self.traffic.received += len as u64;
                     deliver(core, key, len, segment);
                 }
                 Ok(None) => return,

@@ -6,8 +6,11 @@
 //! | request | reply |
 //! | --- | --- |
 //! | the description of the network, with descriptors (first message only) | `ok` |
-//! | `forward tcp 10.0.2.100:80` with a listening socket | `ok 3` |
-//! | `unforward 3` | `ok` |
+//! | `forward tcp 10.0.2.100:80 NAME` with a listening socket | `ok 3` |
+//! | `unforward 3 tcp 10.0.2.100:80 NAME` | `ok` |
+//! | `events` with a seqpacket socket that events are told to, some lines a message | `ok` |
+//! | `capture 262144 tcp port=80-80 and` with a file or a seqpacket socket: snaplen, filter | `ok 1` |
+//! | `uncapture 1` | `ok`, packets written and missing, errno of what ended it before |
 //! | `stats` | `ok`, then one counter a line |
 //! | `flows` | `ok`, then one flow a line |
 //! | `resolvers 192.0.2.1:53 …` | `ok` |
@@ -31,6 +34,7 @@
 //! A failure is `error`, step, system call and errno, separated by tabs.
 
 use crate::slirp::config::{Config, Loopback, Rule, V4, V6};
+use crate::slirp::device::Faults;
 use crate::slirp::wire::ethernet::Mac;
 use crate::sys::{self, Fd};
 use std::net::{IpAddr, SocketAddr};
@@ -83,7 +87,7 @@ pub enum Kind {
 
 /// How frames look on a link that was handed to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
+pub enum Given {
     /// A tap with `IFF_VNET_HDR`.
     Tap,
     /// Nothing before the frame.
@@ -117,9 +121,11 @@ pub struct Setup {
     pub watch: Option<Fd>,
     /// Frames are exchanged over the descriptor among `namespaces`: a tap that somebody else made, or a socket
     /// whose packets are frames; with their `virtio_net_hdr` or without.
-    pub link: Option<Link>,
+    pub link: Option<Given>,
     /// Source addresses of what we open, by family.
     pub outbound: Vec<IpAddr>,
+    /// How bad the way to the guest is, each way.
+    pub faults: Faults,
     /// A pidfd of the owner, for the case that a fork of it keeps the control socket open.
     pub owner: Option<Fd>,
 }
@@ -196,6 +202,7 @@ impl Setup {
             watch: None,
             link: None,
             outbound: Vec::new(),
+            faults: Faults::default(),
             owner: None,
         };
         for line in text.lines() {
@@ -230,13 +237,16 @@ impl Setup {
             "watch" => self.watch = self.namespaces.first().copied(),
             "link" => {
                 self.link = match words.0.next()? {
-                    "tap" => Some(Link::Tap),
-                    "plain" => Some(Link::Plain),
+                    "tap" => Some(Given::Tap),
+                    "plain" => Some(Given::Plain),
                     _ => return None,
                 }
             }
             "outbound" => self.outbound.push(words.next()?),
             "owner" => self.owner = self.namespaces.pop(),
+            "faults" => {
+                self.faults = Faults { loss: words.next()?, delay: words.next()?, ..Faults::default() };
+            }
             "mtu" => config.mtu = words.next()?,
             "mac" => config.mac = mac(words.0.next()?)?,
             "guest-mac" => config.guest_mac = mac(words.0.next()?)?,

@@ -27,6 +27,7 @@ mod netlink;
 mod packet;
 #[path = "../../sys/raw.rs"]
 mod raw;
+mod record;
 mod run;
 mod sandbox;
 #[path = "../../slirp/mod.rs"]

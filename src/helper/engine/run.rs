@@ -3,16 +3,17 @@
 //! After activity the loop looks again without sleeping for some microseconds: a request and its answer are often
 //! that close, and waking up costs more. It does so only as long as it pays, and never with one processor.
 
-use crate::control::{self, Failure, Link, Setup};
+use crate::control::{self, Failure, Given, Setup};
 use crate::host::{self, Sockets};
-use crate::slirp::device::Capabilities;
+use crate::record::Output;
+use crate::slirp::device::{Capabilities, Fault, Faults, Filter, Recorder, Trace};
 use crate::slirp::engine::{BATCH, Engine};
 use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
-use crate::tap::{self, Tap};
+use crate::tap::{self, Link, Tap};
 use crate::{attach, interface, packet, sandbox, switching};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CONTROL: Fd = 0;
 /// Tokens that are not flows'. A flow's generation would have to reach its last value to look like one.
@@ -24,6 +25,10 @@ const EPOLLIN: u32 = 1;
 const SPIN: Duration = Duration::from_micros(40);
 /// Batches of frames taken before the sockets get their turn.
 const ROUNDS: usize = 4;
+/// How many captures there may be at once.
+const RECORDERS: usize = 8;
+/// How many may listen to events at once.
+const LISTENERS: usize = 16;
 /// Descriptors kept free of flows.
 const RESERVE: u64 = 64;
 
@@ -52,7 +57,7 @@ pub fn serve() -> Result<(), Failure> {
         None => attach::attach(&setup)?,
     };
     let fd = made.fd;
-    let plain = setup.link == Some(Link::Plain);
+    let plain = setup.link == Some(Given::Plain);
     let capabilities = if plain {
         Capabilities::default()
     } else if made.packet {
@@ -62,7 +67,13 @@ pub fn serve() -> Result<(), Failure> {
     } else {
         tap::offload(fd)
     };
-    let device = Tap { fd, capabilities, plain };
+    let tap = Tap { fd, capabilities, plain };
+    let device = if setup.faults == Faults::default() {
+        Link::Plain(tap)
+    } else {
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), fd);
+        Link::Bad(Box::new(Fault::new(tap, setup.faults, setup.faults, seed)))
+    };
     let poll = |errno| Failure::new("start the loop", "epoll", errno);
     let epoll = sys::epoll().map_err(poll)?;
     sys::epoll_add(epoll, fd, EPOLLIN, TAP).map_err(poll)?;
@@ -74,22 +85,26 @@ pub fn serve() -> Result<(), Failure> {
         sys::close(*fd);
     }
     let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let device = Trace::new(device, epoch.as_micros() as Time);
     let engine = Engine::new(setup.config, Sockets::new(epoll, &setup.outbound), device, 0);
     sandbox::enter()?;
     control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
         .map_err(|e| Failure::new("report success", "send", e))?;
-    Loop { engine, epoll, start: Instant::now(), spin, credit: 8 }.run();
+    Loop { engine, epoll, start, spin, credit: 8, listeners: Vec::new() }.run();
     Ok(())
 }
 
 struct Loop {
-    engine: Engine<Sockets, Tap>,
+    engine: Engine<Sockets, Trace<Link, Output>>,
     epoll: Fd,
     start: Instant,
     /// There is more than one processor.
     spin: bool,
     /// Rises when looking again found something, falls when it did not.
     credit: i32,
+    /// Sockets of those who listen to events, and how many events each has missed.
+    listeners: Vec<(Fd, u64)>,
 }
 
 impl Loop {
@@ -165,7 +180,52 @@ impl Loop {
             } else {
                 self.engine.settle();
             }
+            self.tell();
         }
+    }
+
+    /// Tells the events of this wake-up to all who listen. Who does not read misses some, and is told how many.
+    fn tell(&mut self) {
+        let core = &mut self.engine.core;
+        let Some(events) = core.events.as_mut().filter(|events| !events.is_empty()) else { return };
+        let (lines, untold) = (std::mem::take(events), std::mem::take(&mut core.untold));
+        self.listeners.retain_mut(|(fd, missed)| {
+            *missed += untold;
+            let mut text = lines.join("\n");
+            if *missed > 0 {
+                text.push_str(&format!("\nmissed {missed}"));
+            }
+            match control::send(*fd, &text) {
+                Ok(_) => *missed = 0,
+                Err(sys::EAGAIN) => *missed += lines.len() as u64,
+                Err(_) => {
+                    sys::close(*fd);
+                    return false;
+                }
+            }
+            true
+        });
+        if self.listeners.is_empty() {
+            self.engine.core.events = None;
+        }
+    }
+
+    /// Takes one more listener; false if there are too many.
+    fn listen(&mut self, fd: Fd) -> bool {
+        // Those who left are noticed when something is told to them; or here.
+        self.listeners.retain(|(fd, _)| {
+            let left = sys::recv(*fd, &mut [0; 1], 0x40) == Ok(0);
+            if left {
+                sys::close(*fd);
+            }
+            !left
+        });
+        if self.listeners.len() >= LISTENERS {
+            return false;
+        }
+        self.listeners.push((fd, 0));
+        self.engine.core.events.get_or_insert_default();
+        true
     }
 
     /// Answers the owner; false when it is gone.
@@ -196,15 +256,47 @@ impl Loop {
                 };
                 let to = words.next()?.parse().ok()?;
                 let listener = *fds.first()?;
+                self.engine.core.tell(|| text.replacen("forward", "forward-added", 1));
                 Some(format!("ok {}", self.engine.add_forward(Forward { listener, tcp, to })))
             }
             "unforward" => {
                 let known = self.engine.remove_forward(words.next()?.parse().ok()?);
                 Some(if known {
+                    let rest: Vec<&str> = words.collect();
+                    self.engine.core.tell(|| format!("forward-removed {}", rest.join(" ")));
                     "ok".into()
                 } else {
                     Failure::new("end a forward", "unforward", sys::ENOENT).message()
                 })
+            }
+            "events" => {
+                let listens = self.listen(*fds.first()?);
+                let full = || Failure::new("listen to events", "events", sys::ENOSPC).message();
+                Some(if listens { "ok".into() } else { fds.iter().for_each(|fd| sys::close(*fd)); full() })
+            }
+            "capture" => {
+                let output = Output::new(*fds.first()?);
+                if self.engine.core.device.recorders() >= RECORDERS {
+                    output.close();
+                    return Some(Failure::new("start a capture", "capture", sys::ENOSPC).message());
+                }
+                let snap = words.next()?.parse().ok()?;
+                match Recorder::new(output, Filter::parse(words)?, snap) {
+                    Ok(recorder) => Some(format!("ok {}", self.engine.core.device.record(recorder))),
+                    Err(error) => {
+                        output.close();
+                        let errno = error.raw_os_error().unwrap_or(sys::EINVAL);
+                        Some(Failure::new("start a capture", "write", errno).message())
+                    }
+                }
+            }
+            "uncapture" => {
+                let Some((recorder, output)) = self.engine.core.device.stop(words.next()?.parse().ok()?) else {
+                    return Some(Failure::new("end a capture", "uncapture", sys::ENOENT).message());
+                };
+                output.close();
+                let Recorder { written, dropped, failure, .. } = recorder;
+                Some(format!("ok {written} {dropped} {}", failure.unwrap_or(0)))
             }
             "stats" => Some(format!(
                 "ok\nflows {}\nbuffered {}\n{}",

@@ -55,6 +55,8 @@ pub const EACCES: i32 = 13;
 /// errno.
 pub const EINVAL: i32 = 22;
 /// errno.
+pub const ENOSPC: i32 = 28;
+/// errno.
 pub const ENOENT: i32 = 2;
 /// errno.
 pub const EEXIST: i32 = 17;

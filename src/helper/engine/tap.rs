@@ -3,8 +3,9 @@
 //! With `IFF_VNET_HDR` and `TUNSETOFFLOAD` the namespace's kernel hands over TCP data of up to 64 KiB uncut and
 //! unsummed, and takes it so: one system call moves what would be 45 packets.
 
-use crate::slirp::device::{Capabilities, Device};
-use crate::sys::{self, EAGAIN, EINTR, Fd};
+use crate::slirp::device::{Capabilities, Device, Fault};
+use crate::slirp::time::Time;
+use crate::sys::{self, EAGAIN, EINTR, EINVAL, Fd};
 use std::io;
 
 /// Where a frame starts: behind its `virtio_net_hdr`.
@@ -53,6 +54,50 @@ pub struct Tap {
     pub plain: bool,
 }
 
+/// The interface, or the interface at the end of a bad road.
+pub enum Link {
+    /// As it is.
+    Plain(Tap),
+    /// With losses and delays.
+    Bad(Box<Fault<Tap>>),
+}
+
+impl Device for Link {
+    fn capabilities(&self) -> Capabilities {
+        match self {
+            Self::Plain(tap) => tap.capabilities(),
+            Self::Bad(fault) => fault.capabilities(),
+        }
+    }
+
+    fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match self {
+            Self::Plain(tap) => tap.recv(buffer),
+            Self::Bad(fault) => fault.recv(buffer),
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(tap) => tap.send(frame),
+            Self::Bad(fault) => fault.send(frame),
+        }
+    }
+
+    fn advance(&mut self, now: Time) {
+        if let Self::Bad(fault) = self {
+            fault.advance(now);
+        }
+    }
+
+    fn next_due(&self) -> Option<Time> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Bad(fault) => fault.next_due(),
+        }
+    }
+}
+
 impl Device for Tap {
     fn capabilities(&self) -> Capabilities {
         self.capabilities
@@ -71,6 +116,8 @@ impl Device for Tap {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => Ok(Some(n + if self.plain { HEADER } else { 0 })),
             Err(EAGAIN | EINTR) => Ok(None),
+            // A frame that virtio_net_hdr has no words for, such as a large one of SCTP: it is gone, the device is not.
+            Err(EINVAL) => Ok(Some(0)),
             Err(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     }

@@ -125,11 +125,15 @@ impl<D: Device> Device for Fault<D> {
 
     fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let mut frame = std::mem::take(&mut self.buffer);
-        while let Ok(Some(len)) = self.device.recv(&mut frame) {
-            self.subject(self.inward, frame.get(..len).unwrap_or(&[]), false);
-        }
+        let end = loop {
+            match self.device.recv(&mut frame) {
+                Ok(Some(len)) => self.subject(self.inward, frame.get(..len).unwrap_or(&[]), false),
+                Ok(None) => break Ok(None),
+                Err(error) => break Err(error),
+            }
+        };
         self.buffer = frame;
-        let Some(frame) = Self::due(&mut self.arriving, self.now) else { return Ok(None) };
+        let Some(frame) = Self::due(&mut self.arriving, self.now) else { return end };
         let target = buffer.get_mut(..frame.len()).ok_or(io::ErrorKind::InvalidData)?;
         target.copy_from_slice(&frame);
         Ok(Some(frame.len()))
@@ -188,6 +192,24 @@ mod tests {
         let (frames, lost) = run(Faults::default(), 1);
         assert_eq!((frames.len(), lost), (1000, 0));
         assert!(frames.windows(2).all(|w| w[0] < w[1]));
+    }
+
+    #[test]
+    fn end_of_the_device_shows() {
+        struct Gone;
+        impl Device for Gone {
+            fn capabilities(&self) -> Capabilities {
+                Capabilities::ALL
+            }
+            fn recv(&mut self, _: &mut [u8]) -> io::Result<Option<usize>> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn send(&mut self, _: &[u8]) -> io::Result<()> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let mut fault = Fault::new(Gone, Faults::default(), Faults::default(), 1);
+        assert_eq!(fault.recv(&mut [0; 9]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

@@ -3,15 +3,17 @@
 //! A frame is always preceded by the ten bytes of a `virtio_net_hdr`, whether or not the device underneath has
 //! one, so that the engine has one path. The kernel's devices (tap, packet socket) are in the engine's program;
 //! here are the two ends of a cable in memory, and two devices that wrap another: one that writes what passes to
-//! a pcap file, one that loses, delays, reorders, doubles and damages it.
+//! a pcapng file, one that loses, delays, reorders, doubles and damages it.
 
 mod fault;
+mod filter;
 mod memory;
 mod trace;
 
 pub use fault::{Fault, Faults};
+pub use filter::Filter;
 pub use memory::{Memory, pair};
-pub use trace::{Pcap, Trace};
+pub use trace::{Recorder, Sink, Trace};
 
 use super::time::Time;
 use std::io;

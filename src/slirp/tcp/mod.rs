@@ -36,6 +36,7 @@ use super::core::Core;
 use super::device::Device;
 use super::flow::Key;
 use super::host::{Host, Ready, Sock};
+use super::stats::Traffic;
 use super::time::{MS, NEVER, SEC, Time};
 use super::wire::tcp::{self as wire, Tcp};
 use ooo::OutOfOrder;
@@ -161,6 +162,8 @@ pub struct Tcb {
     /// Which resolver is being tried, plus one; zero for other connections.
     resolver: u8,
     flags: u16,
+    /// What this connection has carried.
+    pub traffic: Traffic,
 }
 
 /// The guest understands SACK.
@@ -222,6 +225,7 @@ impl Tcb {
             retries: 0,
             resolver: 0,
             flags: 0,
+            traffic: Traffic::default(),
         }
     }
 

@@ -52,6 +52,7 @@ impl Tcb {
                 }
                 Some(n) => {
                     self.snd_nxt = self.snd_nxt.wrapping_add(n);
+                    self.traffic.received += u64::from(n);
                     // While a hole is being filled, acknowledgements wait for that.
                     if self.timed.is_none() && self.recovery.as_ref().is_none_or(|r| r.until.is_none()) {
                         self.timed = Some((self.snd_nxt, core.now));
@@ -92,6 +93,7 @@ impl Tcb {
         let room = self.snd_wnd.saturating_sub(self.inflight()).min(self.mss.into());
         if let Some(n @ 1..) = self.send_at(core, key, self.snd_nxt, room)? {
             self.snd_nxt = self.snd_nxt.wrapping_add(n);
+            self.traffic.received += u64::from(n);
             self.start_timer(Timer::Retransmit, core.now + u64::from(self.rto));
         }
         Ok(())
@@ -142,6 +144,7 @@ impl Tcb {
             if !seq::before(start, data_end) {
                 if self.has(FIN_SENT) && !self.has(FIN_ACKED) {
                     core.stats.retransmits += 1;
+                    self.traffic.resent = self.traffic.resent.saturating_add(1);
                     self.transmit(core, key, data_end, wire::FIN, 0);
                     self.resent_to(data_end.wrapping_add(1));
                 }
@@ -153,6 +156,7 @@ impl Tcb {
             // again when new data is looked at.
             let Ok(Some(n @ 1..)) = self.send_at(core, key, start, want) else { return };
             core.stats.retransmits += 1;
+            self.traffic.resent = self.traffic.resent.saturating_add(1);
             self.resent_to(start.wrapping_add(n));
             left -= n.min(left);
         }

@@ -133,7 +133,9 @@ impl Tcb {
             self.held.get_or_insert_default().pending.extend(kept);
             core.buffered += kept.len();
         }
-        self.rcv_nxt = self.rcv_nxt.wrapping_add((data.len() - rest.len() + kept.len()) as u32);
+        let taken = data.len() - rest.len() + kept.len();
+        self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
+        self.traffic.sent += taken as u64;
         Ok(())
     }
 

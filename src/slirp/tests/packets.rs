@@ -282,3 +282,38 @@ fn gateway_answers_ping_even_when_loopback_is_denied() {
         assert_eq!((kind, got, data), (if v6 { 129 } else { 0 }, rest, b"ping".to_vec()));
     }
 }
+
+#[test]
+fn echo_requests_without_hops_left_go_nowhere() {
+    for (v6, to) in [(false, "192.0.2.1"), (true, "2001:db8::1")] {
+        for ttl in [0, 1] {
+            let mut net = Net::new();
+            net.v6 = v6;
+            let proto = if v6 { ip::ICMPV6 } else { ip::ICMP };
+            let ip = Ip { ttl, ..Ip::new(net.guest_ip(), to.parse().unwrap(), proto) };
+            let rest = [0, 1, 0, 1];
+            let echo = if v6 {
+                Icmpv6 { kind: 128, code: 0, rest, data: b"x" }.emit(&ip)
+            } else {
+                Icmp { kind: 8, code: 0, rest, data: b"x" }.emit()
+            };
+            net.packet(&ip, &echo);
+            let (kind, code, ..) = net.recv().expect("an answer").icmp();
+            assert_eq!((kind, code), (if v6 { 3 } else { 11 }, 0));
+            assert!(net.host().sockets.is_empty());
+        }
+    }
+}
+
+#[test]
+fn mapped_destinations_are_refused_in_the_guests_own_family() {
+    let mut net = Net::new();
+    net.v6 = true;
+    for flags in [SYN, ACK] {
+        net.segment_to("[::ffff:192.0.2.1]:80".parse().unwrap(), Tcp { flags, ..Tcp::default() }, b"");
+        let frame = net.recv().expect("an answer");
+        assert!(!frame.ip.unwrap().src.is_ipv4());
+        assert_eq!((frame.icmp().0, frame.icmp().1), (1, 0));
+    }
+    assert!(net.host().sockets.is_empty());
+}

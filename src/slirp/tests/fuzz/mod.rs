@@ -11,7 +11,6 @@
 //! | `reassembly` | packets cut, shuffled, doubled, overlapping |
 //! | `dns` | queries and answers, right and wrong, in any order |
 //! | `dhcp` | many clients, and damaged messages |
-//! | `control` | requests of the owner, damaged |
 
 mod dhcp;
 mod dns;
