@@ -130,7 +130,6 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "asyncio": lambda: find_spec("pytest_asyncio") is not None,
     "testinfra": lambda: find_spec("testinfra") is not None,
     "testcontainers": lambda: find_spec("testcontainers") is not None,
-    "pasta": lambda: _there("pasta"),
     "tcpdump": lambda: _there("tcpdump"),
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
