@@ -354,7 +354,10 @@ class Network:
         self._network.request("resolvers " + " ".join(map(_endpoint, resolvers)))
 
     def close(self) -> None:
-        """Ends the engine and waits until the interface is gone. A second call does nothing."""
+        """Ends the engine and waits for its end. A second call does nothing.
+
+        A tap goes with it; the kernel may take some milliseconds more to remove a packet device.
+        """
         self._network.close()
         with self._lock:
             files, self._files = self._files, {}

@@ -249,11 +249,13 @@ def slirp4netns(pid: int, *options: str) -> Iterator[None]:
     ]
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, pass_fds=[theirs], **quiet) as process:
-        os.close(theirs)
-        with open(ready, "rb") as file:
-            assert file.read(1) == b"1"
-        yield
-        process.send_signal(signal.SIGINT)
+        try:
+            os.close(theirs)
+            with open(ready, "rb") as file:
+                assert file.read(1) == b"1"
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
 
 
 @needs("tun", "slirp4netns")
