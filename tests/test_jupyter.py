@@ -704,7 +704,7 @@ def test_the_kernelspec_is_listed(boxed: tuple[Kernel, Path], capsys: Any) -> No
 SERVER = """
 import sys
 from jupyter_client.manager import KernelManager
-manager = KernelManager(kernel_name=sys.argv[1])
+manager = KernelManager(kernel_name=sys.argv[1], connection_file=sys.argv[2])
 manager.start_kernel()
 client = manager.client()
 client.start_channels()
@@ -714,10 +714,10 @@ sys.stdin.read()
 """
 
 
-def test_nothing_runs_on_when_the_server_is_killed() -> None:
+def test_nothing_runs_on_when_the_server_is_killed(tmp_path: Path) -> None:
     name = install()
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SERVER, name],
+        [sys.executable, "-W", "ignore", "-c", SERVER, name, f"{tmp_path}/kernel.json"],
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         text=True,
