@@ -19,11 +19,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from .closing import Closing
 from .errors import SpecError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from . import _core
     from .spec import StrPath
 
@@ -152,7 +151,7 @@ def _checked(snaplen: int) -> int:
     return snaplen
 
 
-class _Recording:
+class _Recording(Closing):
     """One recorder of the engine; ended once."""
 
     def __init__(self, network: _core.Network, number: int) -> None:
@@ -174,17 +173,6 @@ class _Recording:
             return 0  # the engine has ended, and the recording with it
         self.packets, self.dropped = written, dropped
         return failure
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the recording. A second call does nothing."""

@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from .closing import Closing
 
+if TYPE_CHECKING:
     from . import _core
 
 __all__ = ["Event", "Events"]
@@ -72,7 +72,7 @@ def _event(line: str, now: float) -> Event:
     return Event("opened", now, protocol, guest, remote)
 
 
-class Events:
+class Events(Closing):
     """A network's events from now on; made by `Network.events`. An iterator and a context manager.
 
     Iterating waits for the next event, and ends after ``ended``. For use by one thread at a time.
@@ -144,14 +144,3 @@ class Events:
         self._ended = True
         self._waiting.clear()
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

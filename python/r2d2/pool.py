@@ -8,13 +8,13 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .closing import Closing
 from .container import Container
 from .errors import ContainerClosed, SpecError
 from .image import image_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
     from typing import Self
 
     from .image import Image
@@ -26,7 +26,7 @@ __all__ = ["Pool"]
 open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-class Pool:
+class Pool(Closing):
     r"""Keeps started containers ready, so that taking one costs nothing; each is used once.
 
     >>> with Pool("host", 2) as pool, pool.container() as c:
@@ -164,14 +164,6 @@ class Pool:
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<r2d2.Pool {self._image.name} {self.ready} of {self.size} ready>"

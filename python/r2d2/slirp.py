@@ -25,16 +25,16 @@ import socket
 import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
 from . import _core
+from .closing import Closing
 from .errors import R2d2Error, SpecError, setup_error
 from .ports import Port, Protocol, Publish, listening, parse_ports, remove_with
 
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Iterable, Mapping, Sequence
-    from types import TracebackType
 
     from .capture import Capture, Packets
     from .events import Events
@@ -101,7 +101,7 @@ class Slirp(NamedTuple):
     loss: float = 0.0
 
 
-class Network:
+class Network(Closing):
     """A running network, made by `attach`. A context manager: leaving it removes the interface.
 
     Attributes:
@@ -122,17 +122,6 @@ class Network:
         self.ifname = ifname
         self.address, self.gateway, self.dns = v4
         self.address6 = v6
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = f"pid {self.pid}" if self.alive else "closed"

@@ -23,6 +23,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
+from .closing import Closing
 from .errors import ContainerClosed, NetworkError, SpecError
 from .link import GATEWAY, Linked
 from .member import Interface, Member, Seat, check_distinct, failed, refused, route, seated, settle, tell
@@ -30,7 +31,6 @@ from .slirp import _DOMAIN, _NAME, Slirp, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from types import TracebackType
 
     from .captured import Capture
     from .container import Container
@@ -76,7 +76,7 @@ def _subnet6(ipv6: bool | str, v4: ipaddress.IPv4Network) -> ipaddress.IPv6Netwo
     return network
 
 
-class Network(Linked):
+class Network(Linked, Closing):
     """Containers that reach each other, and nobody else unless ``gateway`` says so.
 
     A context manager; every method may be called from any thread. The first address of ``subnet`` is the
@@ -178,14 +178,6 @@ class Network(Linked):
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "new" if self._network is None else f"pid {self.pid}" if self.alive else "closed"
