@@ -15,10 +15,10 @@ import re
 import select
 import socket
 import stat
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from . import pcapng
 from .closing import Closing
 from .errors import SpecError
 
@@ -33,8 +33,6 @@ _PROTOCOLS = frozenset({"tcp", "udp", "icmp", "arp", "ip", "ip6"})
 _ENDS = frozenset({"src", "dst"})
 _NETS = frozenset({"host", "net"})
 _PORTS = frozenset({"port", "portrange"})
-_PACKET_BLOCK = 6
-_OUTBOUND = 2
 
 
 class _Expression:
@@ -267,8 +265,9 @@ class Packets(_Recording):
                 block = b""
             if not block:
                 return None
-            if block[:4] == _PACKET_BLOCK.to_bytes(4, "little"):
-                return _packet(block)
+            if int.from_bytes(block[:4], "little") == pcapng.PACKET:
+                frame = pcapng.frame(block[8:])
+                return Packet(frame.time, not frame.received, frame.data, frame.length)
         return None
 
     def __iter__(self) -> Self:
@@ -284,10 +283,3 @@ class Packets(_Recording):
         """Ends the recording. A second call does nothing."""
         self._stop()
         self._socket.close()
-
-
-def _packet(block: bytes) -> Packet:
-    """An Enhanced Packet Block (draft-ietf-opsawg-pcapng §4.3)."""
-    high, low, kept, length = struct.unpack_from("<4I", block, 12)
-    options = 28 + (kept + 3 & ~3)
-    return Packet((high << 32 | low) / 1e6, block[options + 4] == _OUTBOUND, block[28 : 28 + kept], length)

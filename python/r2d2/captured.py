@@ -13,13 +13,14 @@ import ipaddress
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
+from . import pcapng
+from .closing import Closing
 from .errors import ContainerClosed, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
     from .slirp import Address
     from .spec import StrPath
@@ -108,7 +109,7 @@ class Packet(NamedTuple):
         return self.data[ip[2] + size : 14 + total + (0 if ip[0] == 4 else 40)]
 
 
-class Capture:
+class Capture(Closing):
     """A capture, made by `Network.capture`. A context manager: leaving it ends it; what it holds stays.
 
     Iterating gives the packets captured so far, from the first on, each time anew.
@@ -133,21 +134,14 @@ class Capture:
             os.close(self._file)
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def __del__(self) -> None:
         file = getattr(self, "_file", -1)
         if file >= 0 and hasattr(self, "_number"):
             os.close(file)
+
+    def close(self) -> None:
+        """Ends it. Idempotent."""
+        self.stop()
 
     def stop(self) -> tuple[int, int]:
         """Ends it: frames that were captured, and frames that there was no room for. Idempotent."""
@@ -201,16 +195,11 @@ class Capture:
     def _packets(self) -> Iterator[Packet]:
         nodes: list[str] = []
         for kind, body in self._blocks():
-            if kind == 1:  # an interface: its name is its first option
-                size = int.from_bytes(body[10:12], "little")
-                nodes.append(body[12 : 12 + size].decode())
-            elif kind == 6:
-                interface, high, low, kept, length = (
-                    int.from_bytes(body[start : start + 4], "little") for start in range(0, 20, 4)
-                )
-                flags = body[20 + (kept + 3) // 4 * 4 + 4 :][:4]
-                when = (high << 32 | low) / 1e6
-                yield Packet(when, nodes[interface], flags[:1] == b"\1", body[20 : 20 + kept], length)
+            if kind == pcapng.INTERFACE:
+                nodes.append(pcapng.interface_name(body))
+            elif kind == pcapng.PACKET:
+                number, when, received, data, length = pcapng.frame(body)
+                yield Packet(when, nodes[number], received, data, length)
 
 
 def listed(value: str | int | Iterable[str] | Iterable[int] | None) -> list[str]:
@@ -244,19 +233,27 @@ def request(
     for number in ports:
         if not number.isdigit() or not 0 < int(number) < 65536:
             raise SpecError(f"port: {number} is not a port")
-    for address in hosts:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError as error:
-            raise SpecError(f"host: {error}") from None
+    try:
+        networks = [ipaddress.ip_network(ipaddress.ip_address(address)) for address in hosts]
+    except ValueError as error:
+        raise SpecError(f"host: {error}") from None
     if not 1 <= snap <= 262144:
         raise SpecError(f"snap: {snap!r} is not between 1 and 262144 bytes")
     if limit is not None and limit < 1024:
         raise SpecError(f"limit: {limit!r} is not a size of at least 1024 bytes")
-    lines = [f"capture {snap} {2**63 if limit is None else limit}"]
+    groups = (protocols, [f"port={number}-{number}" for number in ports], [f"net={net}" for net in networks])
+    words = _joined([_joined(group, "or") for group in groups if group], "and")
+    lines = [" ".join(["capture", str(snap), str(2**63 if limit is None else limit), *words])]
     lines += [point for point in ("sent", "received") if at in (point, "both")]
     lines += [f"node {name}" for name in nodes]
-    lines += [f"protocol {name}" for name in protocols]
-    lines += [f"port {number}" for number in ports]
-    lines += [f"host {address}" for address in hosts]
     return "\n".join(lines)
+
+
+def _joined(parts: list[str] | list[list[str]], word: str) -> list[str]:
+    """The parts of an expression in postfix form, as the engine's filter takes it."""
+    words: list[str] = []
+    for number, part in enumerate(parts):
+        words += [part] if isinstance(part, str) else part
+        if number:
+            words.append(word)
+    return words

@@ -43,7 +43,7 @@ pub trait Ports {
     fn send(&mut self, node: Node, frame: &[u8]) -> bool;
 
     /// A node has sent a frame, or received it.
-    fn seen(&mut self, _node: Node, _received: bool, _frame: &[u8]) {}
+    fn seen(&mut self, _node: Node, _name: &str, _received: bool, _frame: &[u8]) {}
 }
 
 /// Frames on the wire, and their bytes.
@@ -220,7 +220,7 @@ impl Fabric {
             return;
         }
         member.sent.add(segment::count(frame), frame);
-        ports.seen(from, false, frame);
+        ports.seen(from, &member.name, false, frame);
         self.enter(now, Hop::Out(from), frame, ports);
         if !self.wire.is_empty() {
             self.advance(now, ports);
@@ -349,7 +349,7 @@ impl Fabric {
         }
         member.received.add(frames, frame);
         self.pairs[usize::from(from)][usize::from(to)].passed.add(frames, frame);
-        ports.seen(to, true, frame);
+        ports.seen(to, &member.name, true, frame);
     }
 
     /// The counters of the network and of each node, a node a line, up to `most` bytes.

@@ -8,7 +8,8 @@
 //! | flows | `flow`, `core` | the table of flows; what all protocols share |
 //! | protocols | `tcp/`, `udp`, `icmp`, `neighbor`, `dhcp`, `dns`, `fragment`, `forward` | one each |
 //! | engine | `engine`, `packet` | frames, events and time in; the right protocol called |
-//! | networks | `fabric`, `switch`, `link`, `segment`, `pcapng` | many namespaces joined: who gets a frame, and in which state |
+//! | networks | `fabric`, `switch`, `link`, `segment`, `capture` | many namespaces joined: who gets a frame, and in which state; what is written down of it |
+//! | files | `pcapng` | what captures look like |
 //!
 //! ```text
 //!   guest's kernel                   engine (a process of its own)                     host's kernel
@@ -23,6 +24,7 @@
 
 #[cfg(not(r2d2_engine))]
 pub mod attach;
+pub mod capture;
 pub mod config;
 pub mod core;
 pub mod device;

@@ -27,7 +27,7 @@
 //! | `link between db web 50000 0 0 0 0 0 0 1000`, or `out db …`, `into db …` | `ok` |
 //! | `cut on` or `cut off`, then two names a line; `heal` | `ok` |
 //! | `passed between db web`, or `out db`, `into db` | `ok` and the counters of that direction |
-//! | `capture 65535 1000000`, then `sent`, `received`, `node db`, `protocol tcp`, `port 80`, `host 10.0.2.9` a line, with a file | `ok 0` |
+//! | `capture 65535 1000000 tcp port=80-80 and`, then `sent`, `received`, `node db` a line, with a file | `ok 0` |
 //! | `captured 0`; `uncapture 0`, which ends it | `ok`, frames written, frames that there was no room for |
 //! | `stats`; `gateway` | `ok`, then the counters of a node a line; of the engine |
 //!
@@ -150,6 +150,23 @@ pub fn receive(fd: Fd, flags: i32) -> Result<Option<(String, Vec<Fd>)>, i32> {
 /// Sends a reply.
 pub fn send(fd: Fd, text: &str) -> Result<usize, i32> {
     sys::send(fd, text.as_bytes().get(..MAX).unwrap_or(text.as_bytes()), 0x4040, &[])
+}
+
+/// Answers the owner's next request; false when it is gone.
+pub fn answer(fd: Fd, request: impl FnOnce(&str, &[Fd]) -> Result<String, i32>) -> bool {
+    let (text, fds) = match receive(fd, 0x40) {
+        Ok(Some(message)) => message,
+        Ok(None) => return false,
+        Err(sys::EAGAIN | sys::EINTR) => return true,
+        Err(_) => return false,
+    };
+    let reply = request(&text, &fds).unwrap_or_else(|errno| {
+        for fd in &fds {
+            sys::close(*fd);
+        }
+        Failure::new("understand the request", "parse", errno).message()
+    });
+    send(fd, &reply).is_ok()
 }
 
 /// The words of a line, parsed; `None` if one is missing or malformed.

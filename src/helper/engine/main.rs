@@ -35,6 +35,7 @@ mod slirp;
 mod switching;
 mod sys;
 mod tap;
+mod waiting;
 
 fn main() {
     sys::name(c"r2d2-engine");

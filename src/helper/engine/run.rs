@@ -1,7 +1,4 @@
 //! The loop: sleep until something happens, give it to the engine, answer the owner.
-//!
-//! After activity the loop looks again without sleeping for some microseconds: a request and its answer are often
-//! that close, and waking up costs more. It does so only as long as it pays, and never with one processor.
 
 use crate::control::{self, Failure, Given, Setup};
 use crate::host::{self, Sockets};
@@ -12,6 +9,7 @@ use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
 use crate::tap::{self, Link, Tap};
+use crate::waiting::Waiting;
 use crate::{attach, interface, packet, sandbox, switching};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,8 +19,6 @@ const TAP: u64 = u64::MAX - 1;
 const OWNER: u64 = u64::MAX - 2;
 const GONE: u64 = u64::MAX - 3;
 const EPOLLIN: u32 = 1;
-/// How long to look without sleeping.
-const SPIN: Duration = Duration::from_micros(40);
 /// Batches of frames taken before the sockets get their turn.
 const ROUNDS: usize = 4;
 /// How many captures there may be at once.
@@ -84,25 +80,20 @@ pub fn serve() -> Result<(), Failure> {
     for fd in setup.namespaces.iter().filter(|each| Some(**each) != setup.watch && **each != fd) {
         sys::close(*fd);
     }
-    let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
     let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let device = Trace::new(device, epoch.as_micros() as Time);
     let engine = Engine::new(setup.config, Sockets::new(epoll, &setup.outbound), device, 0);
     sandbox::enter()?;
     control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
         .map_err(|e| Failure::new("report success", "send", e))?;
-    Loop { engine, epoll, start, spin, credit: 8, listeners: Vec::new() }.run();
+    Loop { engine, waiting: Waiting::new(epoll), start, listeners: Vec::new() }.run();
     Ok(())
 }
 
 struct Loop {
     engine: Engine<Sockets, Trace<Link, Output>>,
-    epoll: Fd,
+    waiting: Waiting,
     start: Instant,
-    /// There is more than one processor.
-    spin: bool,
-    /// Rises when looking again found something, falls when it did not.
-    credit: i32,
     /// Sockets of those who listen to events, and how many events each has missed.
     listeners: Vec<(Fd, u64)>,
 }
@@ -112,47 +103,18 @@ impl Loop {
         self.start.elapsed().as_micros() as Time
     }
 
-    /// How long epoll may sleep, in milliseconds.
-    fn timeout(&self) -> i32 {
-        if self.engine.busy() {
-            return 0;
-        }
-        match self.engine.next_due() {
-            Some(due) => due.saturating_sub(self.now()).div_ceil(1000).min(60_000) as i32,
-            None => -1,
-        }
-    }
-
-    /// Waits for events: looks first, then sleeps.
-    fn wait(&mut self, events: &mut [Event]) -> usize {
-        if self.spin && self.credit > 0 && !self.engine.busy() {
-            let begin = Instant::now();
-            loop {
-                match sys::epoll_wait(self.epoll, events, 0) {
-                    Ok(0) | Err(_) => {}
-                    Ok(n) => {
-                        self.credit = (self.credit + 1).min(64);
-                        return n;
-                    }
-                }
-                if begin.elapsed() > SPIN {
-                    self.credit -= 8;
-                    break;
-                }
-                std::hint::spin_loop();
-            }
-        } else {
-            // Try again now and then.
-            self.credit += 1;
-        }
-        let timeout = self.timeout();
-        sys::epoll_wait(self.epoll, events, timeout).unwrap_or(0)
+    /// Until when to sleep, in whole milliseconds from now: nothing here is so urgent that it could not be done with
+    /// what is due a moment later.
+    fn due(&self) -> Option<Instant> {
+        let left = if self.engine.busy() { 0 } else { self.engine.next_due()?.saturating_sub(self.now()) };
+        Some(Instant::now() + Duration::from_millis(left.div_ceil(1000).min(60_000)))
     }
 
     fn run(&mut self) {
         let mut events = [Event::default(); 128];
         loop {
-            let n = self.wait(&mut events);
+            let due = self.due();
+            let n = self.waiting.wait(&mut events, due);
             self.engine.advance(self.now());
             let mut frames = false;
             for event in events.get(..n).unwrap_or(&[]) {
@@ -160,7 +122,7 @@ impl Loop {
                 match token {
                     TAP => frames = true,
                     OWNER => {
-                        if !self.owner() {
+                        if !control::answer(CONTROL, |text, fds| self.request(text, fds).ok_or(sys::EINVAL)) {
                             return;
                         }
                     }
@@ -226,23 +188,6 @@ impl Loop {
         self.listeners.push((fd, 0));
         self.engine.core.events.get_or_insert_default();
         true
-    }
-
-    /// Answers the owner; false when it is gone.
-    fn owner(&mut self) -> bool {
-        let (text, fds) = match control::receive(CONTROL, 0x40) {
-            Ok(Some(message)) => message,
-            Ok(None) => return false,
-            Err(sys::EAGAIN | sys::EINTR) => return true,
-            Err(_) => return false,
-        };
-        let reply = self.request(&text, &fds).unwrap_or_else(|| {
-            for fd in &fds {
-                sys::close(*fd);
-            }
-            Failure::new("understand the request", "parse", sys::EINVAL).message()
-        });
-        control::send(CONTROL, &reply).is_ok()
     }
 
     fn request(&mut self, text: &str, fds: &[Fd]) -> Option<String> {

@@ -9,14 +9,15 @@
 use crate::control::{self, Failure, Setup};
 use crate::host::{self, Sockets};
 use crate::sandbox;
-use crate::slirp::device::{self, Capabilities, Device, MAX_FRAME, Memory};
+use crate::slirp::capture::{Capture, Points};
+use crate::slirp::device::{self, Capabilities, Device, Filter, MAX_FRAME, Memory};
 use crate::slirp::engine::{BATCH, Engine};
 use crate::slirp::fabric::{Fabric, Hop, Node, Ports};
 use crate::slirp::forward::Forward;
 use crate::slirp::link::Impairment;
-use crate::slirp::pcapng::{Capture, Filter};
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
+use crate::waiting::Waiting;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CONTROL: Fd = 0;
@@ -27,8 +28,6 @@ const GONE: u64 = u64::MAX - 3;
 const FRAMES: u64 = 0xffff_ffff_0001_0000;
 const ENDED: u64 = 0xffff_ffff_0002_0000;
 const EPOLLIN: u32 = 1;
-/// How long to look without sleeping.
-const SPIN: Duration = Duration::from_micros(40);
 /// Descriptors kept free of flows.
 const RESERVE: u64 = 4096;
 /// Frames that may wait for the engine, or from it.
@@ -66,8 +65,6 @@ impl Drop for File {
 /// Where frames go.
 struct Joined {
     captures: Vec<Option<Capture<File>>>,
-    /// Names of nodes, for captures.
-    names: Vec<String>,
     /// The time at which the clock stood at zero, since 1970.
     epoch: Duration,
     start: Instant,
@@ -87,12 +84,11 @@ impl Ports for Joined {
         }
     }
 
-    fn seen(&mut self, node: Node, received: bool, frame: &[u8]) {
+    fn seen(&mut self, node: Node, name: &str, received: bool, frame: &[u8]) {
         if self.captures.is_empty() {
             return;
         }
         let time = (self.epoch + self.start.elapsed()).as_micros() as Time;
-        let name = self.names.get(usize::from(node)).map_or("", String::as_str);
         for capture in self.captures.iter_mut().flatten() {
             capture.frame(time, node, name, received, frame);
         }
@@ -122,7 +118,6 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     }
     // PR_SET_TIMERSLACK: the kernel's 50 µs would be felt.
     let _ = sys::prctl(29, 1);
-    let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
     let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let (near, cable) = device::pair(Capabilities::ALL, CABLE);
     let mut fabric = Fabric::new(setup.seed);
@@ -138,14 +133,11 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
             cable,
             waiting: false,
             captures: Vec::new(),
-            names: vec!["gateway".into()],
             epoch,
             start,
         },
-        epoll,
+        waiting: Waiting::new(epoll),
         start,
-        spin,
-        credit: 8,
         buffer: vec![0; MAX_FRAME],
     }
     .run();
@@ -156,12 +148,8 @@ struct Loop {
     engine: Engine<Sockets, Memory>,
     fabric: Fabric,
     joined: Joined,
-    epoll: Fd,
+    waiting: Waiting,
     start: Instant,
-    /// There is more than one processor.
-    spin: bool,
-    /// Rises when looking again found something, falls when it did not.
-    credit: i32,
     buffer: Vec<u8>,
 }
 
@@ -170,41 +158,20 @@ impl Loop {
         self.start.elapsed().as_micros() as Time
     }
 
-    /// How long epoll may sleep; for ever if `None`.
-    fn timeout(&self) -> Option<Duration> {
+    /// Until when to sleep.
+    fn due(&self) -> Option<Instant> {
         if self.engine.busy() {
-            return Some(Duration::ZERO);
+            return Some(self.start);
         }
         let due = self.engine.next_due().into_iter().chain(self.fabric.next_due()).min()?;
-        Some(Duration::from_micros(due).saturating_sub(self.start.elapsed()))
-    }
-
-    /// Waits for events: looks first, then sleeps.
-    fn wait(&mut self, events: &mut [Event]) -> usize {
-        if self.spin && self.credit > 0 {
-            let begin = Instant::now();
-            while begin.elapsed() <= SPIN.min(self.timeout().unwrap_or(SPIN)) {
-                match sys::epoll_wait(self.epoll, events, 0) {
-                    Ok(0) | Err(_) => std::hint::spin_loop(),
-                    Ok(n) => {
-                        self.credit = (self.credit + 1).min(64);
-                        return n;
-                    }
-                }
-            }
-            self.credit -= 8;
-        } else {
-            // Try again now and then.
-            self.credit += 1;
-        }
-        let timeout = self.timeout();
-        sys::epoll_wait_for(self.epoll, events, timeout).unwrap_or(0)
+        Some(self.start + Duration::from_micros(due))
     }
 
     fn run(&mut self) {
         let mut events = [Event::default(); 128];
         loop {
-            let n = self.wait(&mut events);
+            let due = self.due();
+            let n = self.waiting.wait(&mut events, due);
             let now = self.now();
             self.engine.advance(now);
             self.fabric.advance(now, &mut self.joined);
@@ -213,7 +180,7 @@ impl Loop {
                 let node = token as Node;
                 match token {
                     OWNER => {
-                        if !self.owner() {
+                        if !control::answer(CONTROL, |text, fds| self.request(text, fds)) {
                             return;
                         }
                     }
@@ -268,27 +235,10 @@ impl Loop {
         let Some(port) = self.joined.ports.get_mut(usize::from(node)).and_then(Option::take) else { return };
         for fd in [port.fd, port.watch] {
             // The owner may still hold the descriptor, and what it holds is reported.
-            sys::epoll_remove(self.epoll, fd);
+            sys::epoll_remove(self.waiting.epoll, fd);
             sys::close(fd);
         }
         self.fabric.leave(node);
-    }
-
-    /// Answers the owner; false when it is gone.
-    fn owner(&mut self) -> bool {
-        let (text, fds) = match control::receive(CONTROL, 0x40) {
-            Ok(Some(message)) => message,
-            Ok(None) => return false,
-            Err(sys::EAGAIN | sys::EINTR) => return true,
-            Err(_) => return false,
-        };
-        let reply = self.request(&text, &fds).unwrap_or_else(|errno| {
-            for fd in &fds {
-                sys::close(*fd);
-            }
-            Failure::new("understand the request", "parse", errno).message()
-        });
-        control::send(CONTROL, &reply).is_ok()
     }
 
     fn request(&mut self, text: &str, fds: &[Fd]) -> Result<String, i32> {
@@ -345,8 +295,9 @@ impl Loop {
                 let mut number = || words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL);
                 let (snap, limit): (u64, u64) = (number()?, number()?);
                 let [file] = *fds else { return Err(sys::EINVAL) };
-                let filter = self.filter(text.lines().skip(1))?;
-                let made = Capture::new(File(file), filter, snap as usize, limit).map_err(|_| sys::EINVAL)?;
+                let filter = Filter::parse(words).ok_or(sys::EINVAL)?;
+                let points = self.points(text.lines().skip(1), filter)?;
+                let made = Capture::new(File(file), points, snap as usize, limit).map_err(|_| sys::EINVAL)?;
                 let captures = &mut self.joined.captures;
                 let at = captures.iter().position(Option::is_none).unwrap_or(captures.len());
                 captures.resize_with(captures.len().max(at + 1), || None);
@@ -393,22 +344,18 @@ impl Loop {
         Ok("ok".into())
     }
 
-    /// What a capture is to hold.
-    fn filter<'a>(&self, lines: impl Iterator<Item = &'a str>) -> Result<Filter, i32> {
-        let mut filter = Filter::default();
+    /// Where a capture is to look.
+    fn points<'a>(&self, lines: impl Iterator<Item = &'a str>, filter: Filter) -> Result<Points, i32> {
+        let mut points = Points { filter, ..Points::default() };
         for line in lines {
-            let (what, value) = line.split_once(' ').unwrap_or((line, ""));
-            match what {
-                "sent" => filter.sent = true,
-                "received" => filter.received = true,
-                "node" => filter.nodes.push(self.fabric.find(value).ok_or(sys::ENOENT)?),
-                "protocol" => filter.protocols.push(value.into()),
-                "port" => filter.ports.push(value.parse().map_err(|_| sys::EINVAL)?),
-                "host" => filter.hosts.push(value.parse().map_err(|_| sys::EINVAL)?),
+            match line.split_once(' ').unwrap_or((line, "")) {
+                ("sent", _) => points.sent = true,
+                ("received", _) => points.received = true,
+                ("node", name) => points.nodes.push(self.fabric.find(name).ok_or(sys::ENOENT)?),
                 _ => return Err(sys::EINVAL),
             }
         }
-        Ok(filter)
+        Ok(points)
     }
 
     /// The direction of a link that words name.
@@ -431,16 +378,12 @@ impl Loop {
         if self.joined.ports.len() <= at {
             self.joined.ports.resize(at + 1, None);
         }
-        let watched = sys::epoll_add(self.epoll, port.fd, EPOLLIN, FRAMES | u64::from(node))
-            .and_then(|_| sys::epoll_add(self.epoll, port.watch, EPOLLIN, ENDED | u64::from(node)));
+        let watched = sys::epoll_add(self.waiting.epoll, port.fd, EPOLLIN, FRAMES | u64::from(node))
+            .and_then(|_| sys::epoll_add(self.waiting.epoll, port.watch, EPOLLIN, ENDED | u64::from(node)));
         if let Err(errno) = watched {
-            sys::epoll_remove(self.epoll, port.fd);
+            sys::epoll_remove(self.waiting.epoll, port.fd);
             self.fabric.leave(node);
             return Err(errno);
-        }
-        self.joined.names.resize(self.joined.ports.len(), String::new());
-        if let Some(place) = self.joined.names.get_mut(at) {
-            *place = name.into();
         }
         if let Some(place) = self.joined.ports.get_mut(at) {
             *place = Some(port);

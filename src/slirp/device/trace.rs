@@ -6,6 +6,7 @@
 
 use super::filter::Filter;
 use super::{Capabilities, Device};
+use crate::slirp::pcapng;
 use crate::slirp::time::Time;
 use crate::slirp::wire::vnet;
 use std::io;
@@ -31,27 +32,12 @@ pub struct Recorder<S> {
     pub failure: Option<i32>,
 }
 
-/// The blocks' types.
-const SECTION: u32 = 0x0a0d_0d0a;
-const INTERFACE: u32 = 1;
-const STATISTICS: u32 = 5;
-const PACKET: u32 = 6;
-
 impl<S: Sink> Recorder<S> {
     /// Writes the beginning. At most `snap` bytes of each frame are kept.
     pub fn new(mut sink: S, filter: Filter, snap: usize) -> io::Result<Self> {
         let mut head = Vec::new();
-        // Byte order, version 1.0, length of the section unknown.
-        block(&mut head, SECTION, |out| {
-            out.extend_from_slice(&0x1a2b_3c4d_u32.to_le_bytes());
-            out.extend_from_slice(&[1, 0, 0, 0]);
-            out.extend_from_slice(&u64::MAX.to_le_bytes());
-        });
-        // Ethernet; times in microseconds, as nothing else is said.
-        block(&mut head, INTERFACE, |out| {
-            out.extend_from_slice(&[1, 0, 0, 0]);
-            out.extend_from_slice(&(snap as u32).to_le_bytes());
-        });
+        pcapng::section(&mut head);
+        pcapng::interface(&mut head, snap, None);
         sink.put(&head)?;
         Ok(Self { sink, filter, snap, block: Vec::new(), written: 0, dropped: 0, failure: None })
     }
@@ -61,53 +47,21 @@ impl<S: Sink> Recorder<S> {
         if self.failure.is_some() || !self.filter.wants(frame) {
             return;
         }
-        let kept = frame.get(..self.snap).unwrap_or(frame);
-        let mut bytes = std::mem::take(&mut self.block);
-        bytes.clear();
-        block(&mut bytes, PACKET, |out| {
-            for word in [0, (time >> 32) as u32, time as u32, kept.len() as u32, frame.len() as u32] {
-                out.extend_from_slice(&word.to_le_bytes());
-            }
-            out.extend_from_slice(kept);
-            out.resize(out.len().next_multiple_of(4), 0);
-            // epb_flags, then the end of the options.
-            out.extend_from_slice(&[2, 0, 4, 0, if outbound { 2 } else { 1 }, 0, 0, 0, 0, 0, 0, 0]);
-        });
-        match self.sink.put(&bytes) {
+        self.block.clear();
+        pcapng::packet(&mut self.block, 0, time, !outbound, frame, self.snap);
+        match self.sink.put(&self.block) {
             Ok(true) => self.written += 1,
             Ok(false) => self.dropped += 1,
             Err(error) => self.failure = Some(error.raw_os_error().unwrap_or(0)),
         }
-        self.block = bytes;
     }
 
     /// Writes the end: how many frames there are, and how many are missing.
     fn finish(&mut self, time: Time) {
         let mut bytes = Vec::new();
-        block(&mut bytes, STATISTICS, |out| {
-            for word in [0, (time >> 32) as u32, time as u32] {
-                out.extend_from_slice(&word.to_le_bytes());
-            }
-            for (code, count) in [(4u16, self.written + self.dropped), (5, self.dropped)] {
-                out.extend_from_slice(&code.to_le_bytes());
-                out.extend_from_slice(&[8, 0]);
-                out.extend_from_slice(&count.to_le_bytes());
-            }
-            out.extend_from_slice(&[0; 4]);
-        });
+        pcapng::statistics(&mut bytes, time, self.written + self.dropped, self.dropped);
         let _ = self.sink.put(&bytes);
     }
-}
-
-/// Appends a block: type, length, body, length.
-fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend_from_slice(&kind.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    body(out);
-    let len = ((out.len() - start + 4) as u32).to_le_bytes();
-    out.extend_from_slice(&len);
-    crate::slirp::wire::put(out, start + 4, &len);
 }
 
 /// A device whose traffic may be recorded.
