@@ -4,10 +4,13 @@ mod cgroup;
 mod chroot;
 mod container;
 mod errors;
+mod namespace;
 mod overlay;
 mod probe;
+mod process;
 mod root;
 mod slirp;
+mod spec;
 
 /// The extension module `r2d2._core`.
 #[pyo3::pymodule]
@@ -20,16 +23,19 @@ mod _core {
     #[pymodule_export]
     use super::chroot::{Rootfs, build_minimal, loaded_by, read_elf};
     #[pymodule_export]
-    use super::container::{
-        Command, Handle, Process, Spawned, Spec, StepInfo, attach, enter, find, inspect, is_program, spawn,
-        start, start_detached,
-    };
+    use super::container::{Handle, attach, find, is_program, start, start_detached};
+    #[pymodule_export]
+    use super::namespace::{Spawned, enter, inspect, spawn};
     #[pymodule_export]
     use super::overlay::{OverlayOptions, host_layout, overlay_diff};
     #[pymodule_export]
     use super::probe::probe;
     #[pymodule_export]
+    use super::process::Process;
+    #[pymodule_export]
     use super::root::Root;
     #[pymodule_export]
     use super::slirp::Network;
+    #[pymodule_export]
+    use super::spec::{Command, Spec, StepInfo};
 }
