@@ -56,9 +56,9 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from .image import Image
+    from .netspec import Slirp
     from .pool import Pool
     from .process import CompletedProcess, Process
-    from .slirp import Slirp
     from .spec import Limits, Mount
     from .switch import Network
 
@@ -86,7 +86,7 @@ _HOMES = {
     "SetupError": "errors",
     "SetupNotFoundError": "errors",
     "SetupPermissionError": "errors",
-    "Slirp": "slirp",
+    "Slirp": "netspec",
     "SpecError": "errors",
     "UnsupportedError": "errors",
     "chroot": "",

@@ -22,7 +22,7 @@ from .errors import ContainerClosed, SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .slirp import Address
+    from .netspec import Address
     from .spec import StrPath
     from .switch import Network
 

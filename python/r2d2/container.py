@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from .files import ContainerPath
     from .member import Interface, Member
     from .namespace import Namespaces
+    from .netspec import Slirp
     from .network import Publish
     from .overlay import Changes
-    from .slirp import Network, Port, Slirp
+    from .slirp import Network, Port
     from .switch import Network as Switched
     from .users import Identity
 

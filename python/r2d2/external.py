@@ -28,7 +28,7 @@ import tempfile
 from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
-from . import slirp
+from . import netspec, slirp
 from .errors import ContainerClosed, NetworkError, SpecError, setup_error, unsupported_error
 from .ports import Port
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from . import _core
+    from .netspec import Slirp
     from .ports import Publish
-    from .slirp import Slirp
     from .spec import StrPath
 
 __all__ = ["External", "attach", "check", "command_line"]
@@ -96,7 +96,7 @@ def check(options: Slirp) -> str:
     if name not in _PACKAGES:
         known = ", ".join(map(repr, ("r2d2", *_PACKAGES)))
         raise SpecError(f"engine={name!r}: one of {known}")
-    slirp.describe(options)
+    netspec.describe(options)
     usual = slirp.Slirp()
     for field in slirp.Slirp._fields:
         if field not in _KNOWN and getattr(options, field) != getattr(usual, field):
@@ -129,7 +129,7 @@ def _cannot(name: str, what: str) -> NoReturn:
 
 def command_line(options: Slirp, ports: Iterable[Publish] = ()) -> list[str]:
     """The program and its options, without the namespace and what tells when it is ready."""
-    guest, gateway, dns = map(str, slirp.addresses(options))
+    guest, gateway, dns = map(str, netspec.addresses(options))
     prefix = options.cidr.partition("/")[2]
     if options.engine == "slirp4netns":
         words = ["slirp4netns", f"--mtu={options.mtu}", f"--cidr={options.cidr}"]
@@ -231,8 +231,8 @@ class External(slirp.Network):
     def __init__(self, program: _Program, options: Slirp) -> None:
         # slirp4netns' guest finds its own address by router advertisement.
         known = options.ipv6 and program.name == "pasta"
-        v6 = slirp.check_address("fd00::100") if known else None
-        super().__init__(cast("_core.Network", program), options.ifname, slirp.addresses(options), v6)
+        v6 = netspec.check_address("fd00::100") if known else None
+        super().__init__(cast("_core.Network", program), options.ifname, netspec.addresses(options), v6)
         self._program = program
 
     def __repr__(self) -> str:

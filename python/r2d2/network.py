@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import NetworkError, R2d2Error, SpecError
 from .explain import ExplainedStep
+from .netspec import Slirp, addresses, describe, search_domains
 from .ports import Publish, parse_ports
-from .slirp import Slirp, addresses, attach_as, describe, search_domains
+from .slirp import attach_as
 
 if TYPE_CHECKING:
     from .container import Container
-    from .slirp import Engine, Network
+    from .netspec import Engine
+    from .slirp import Network
     from .spec import StrPath
 
 __all__ = ["Publish"]

@@ -20,13 +20,14 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _core, slirp
+from . import _core, netspec, slirp
 from .errors import NetworkError, R2d2Error, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .slirp import Network, Slirp
+    from .netspec import Slirp
+    from .slirp import Network
 
 __all__ = ["Api", "accept", "attach_link", "extras", "link_of_tap", "serve", "source_address"]
 
@@ -311,7 +312,7 @@ def _address_of(interface: str, version: int) -> ipaddress.IPv4Address | ipaddre
 def extras(
     options: Slirp, *, dns: bool = True, mac: str | None = None, outbound: Sequence[str] = ()
 ) -> list[str]:
-    """Lines of a network's description beyond `r2d2.slirp.describe`.
+    """Lines of a network's description beyond `r2d2.netspec.describe`.
 
     Args:
         options: the network.
@@ -324,7 +325,7 @@ def extras(
     """
     lines = [f"outbound {address}" for address in outbound]
     if not dns:
-        network, (guest, gateway, _), dhcp = slirp._plan(options.cidr)
+        network, (guest, gateway, _), dhcp = netspec.plan(options.cidr)
         lines.append(f"v4 {network.prefixlen} {guest} {gateway} 0.0.0.0 {dhcp}")
         if options.ipv6:
             lines.append("v6 fd00::100 fd00::2 ::")
@@ -378,8 +379,8 @@ def attach_link(fd: int, kind: str, options: Slirp, lines: Sequence[str] = ()) -
     Raises:
         SetupError: the engine cannot be started.
     """
-    engine = _core.Network("\n".join((slirp.describe(options), f"link {kind}", *lines)), [fd])
-    return slirp.Network(engine, options.ifname, slirp.addresses(options), None)
+    engine = _core.Network("\n".join((netspec.describe(options), f"link {kind}", *lines)), [fd])
+    return slirp.Network(engine, options.ifname, netspec.addresses(options), None)
 
 
 def accept(path: str, exit_fd: int | None = None) -> socket.socket | None:
@@ -448,7 +449,7 @@ def serve(network: Network, api: Api | None, exit_fd: int | None, *, follow_reso
             if follow_resolvers and (now := _resolv_conf()) != known:
                 known = now
                 with suppress(R2d2Error):  # of an engine that has just ended
-                    network.set_resolvers(slirp._host_dns()[0])
+                    network.set_resolvers(netspec.host_dns()[0])
 
 
 def _resolv_conf() -> tuple[int, int] | None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .image import Image
+    from .netspec import Slirp
     from .network import Publish
-    from .slirp import Slirp
 
 StrPath = str | os.PathLike[str]
 

@@ -27,14 +27,14 @@ from .closing import Closing
 from .errors import ContainerClosed, NetworkError, SpecError
 from .link import GATEWAY, Linked
 from .member import Interface, Member, Seat, check_distinct, failed, refused, route, seated, settle, tell
-from .slirp import _DOMAIN, _NAME, Slirp, describe
+from .netspec import DOMAIN, IFNAME, Slirp, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from .captured import Capture
     from .container import Container
-    from .slirp import Address, Device
+    from .netspec import Address, Device
     from .spec import StrPath
 
 __all__ = ["Network"]
@@ -238,9 +238,9 @@ class Network(Linked, Closing):
             raise SpecError(f"aliases={aliases!r}: a list of names, not one string")
         names = tuple(aliases)
         for name in names:
-            if not _DOMAIN.fullmatch(name):
+            if not DOMAIN.fullmatch(name):
                 raise SpecError(f"aliases: {name!r} is not a name")
-        if interface is not None and (not _NAME.fullmatch(interface) or interface in (".", "..")):
+        if interface is not None and (not IFNAME.fullmatch(interface) or interface in (".", "..")):
             raise SpecError(f"interface: {interface!r} is not an interface's name of at most 15 bytes")
         if address is not None:
             self._number(address)

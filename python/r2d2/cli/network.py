@@ -76,9 +76,9 @@ def slirp(arguments: argparse.Namespace) -> int:
     """``r2d2 slirp``."""
     import select
 
+    from r2d2.netspec import Slirp
     from r2d2.network import attach
     from r2d2.ports import parse_ports
-    from r2d2.slirp import Slirp
 
     from .foreground import forwarding
 

@@ -144,7 +144,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _attach(arguments: argparse.Namespace) -> tuple[Network | None, int | str | None]:
     """The network, and whose end is its end; no network if we are to end before there is one."""
     from r2d2 import SpecError
-    from r2d2.slirp import Slirp, attach_as
+    from r2d2.netspec import Slirp
+    from r2d2.slirp import attach_as
     from r2d2.slirp4netns import accept, attach_link, extras, link_of_tap, source_address
 
     outbound = [

@@ -11,7 +11,8 @@ from r2d2.errors import ContainerClosed, SpecError
 from .canvas import BLUE, GREEN, ORANGE, RED, Canvas, Drawing
 
 if TYPE_CHECKING:
-    from r2d2.slirp import Network, Slirp
+    from r2d2.netspec import Slirp
+    from r2d2.slirp import Network
 
 _WIDE = 900
 
