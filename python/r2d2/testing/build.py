@@ -10,6 +10,8 @@ from r2d2 import snapshot
 from r2d2.errors import ImageError
 from r2d2.image import image_of
 
+from .seen import tail
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -69,8 +71,7 @@ class Builder:
                 for name in ("stdout", "stderr"):
                     output = getattr(error, name, None)
                     if output:
-                        text = output.decode(errors="replace") if isinstance(output, bytes) else output
-                        problem.add_note(f"{name}: " + "\n".join(text.splitlines()[-40:]))
+                        problem.add_note(f"{name}: {tail(output, 40)}")
                 raise problem from error
 
         return snapshot.noted(path, build)

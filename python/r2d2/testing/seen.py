@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 _LISTEN = "0A"
 
 
+def tail(output: str | bytes | None, lines: int) -> str:
+    """The end of what a program wrote."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
 def content(log: Any) -> str:
     """The text of a log so far."""
     if hasattr(log, "log_text"):  # a service
