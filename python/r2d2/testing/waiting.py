@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from r2d2.errors import ContainerClosed, R2d2Error, SpecError
 
-from .seen import all_listening, ask_inside, content, listening, tail
+from .seen import ask_inside, content, listening, tail
 from .target import Target
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ def wait_for_port(
     """
 
     def attempt(left: float) -> tuple[bool, str]:
-        families = listening(container, port)
+        families, seen = listening(container, port)
         if not families:
-            return False, f"nothing listens on port {port}; listening: {all_listening(container)}"
+            return False, seen
         address = host or ("::1" if families == {"tcp6only"} else "127.0.0.1")
         answer = ask_inside(container, {"do": "connect", "host": address, "port": port}, min(left, 2.0))
         return answer["ok"], answer["seen"]
@@ -163,8 +163,9 @@ def wait_for_http(
     }  # fmt: skip
 
     def attempt(left: float) -> tuple[bool, str]:
-        if not listening(container, port):
-            return False, f"nothing listens on port {port}; listening: {all_listening(container)}"
+        families, seen = listening(container, port)
+        if not families:
+            return False, seen
         answer = ask_inside(container, request, min(max(left, 1.0), 5.0))
         if not answer["ok"]:
             return False, answer["seen"]
