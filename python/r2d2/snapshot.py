@@ -320,23 +320,10 @@ def _copied(container: Container, jobs: list[dict[str, Any]], target: int, direc
             raise
     for entry in os.listdir(target):
         _wipe(os.path.join(directory, "layer", entry))
-    import sys
+    from .changes import as_root_inside
 
-    from . import namespace
-
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fds = sorted({job["fd"] for job in jobs} | {target})
-    done = namespace.enter(
-        container.pid,
-        [sys.executable, "-c", _SCRIPT, package, str(target)],
-        kinds=["user"],
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        check=True,
-        pass_fds=fds,
-    )
-    kind, result = json.loads(done.stdout)
+    kind, result = as_root_inside(container, _SCRIPT, [jobs, target], pass_fds=fds)
     if kind == "image":
         raise ImageError(result)
     if kind == "refused":
@@ -350,7 +337,7 @@ sys.path[:0] = [sys.argv[1]]
 from r2d2 import frozen
 from r2d2.errors import ImageError
 try:
-    answer = ("done", frozen.copy(json.load(sys.stdin), int(sys.argv[2]), owners=False))
+    answer = ("done", frozen.copy(*json.load(sys.stdin), owners=False))
 except ImageError as error:
     answer = ("image", str(error))
 except OSError as error:
