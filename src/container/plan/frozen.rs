@@ -32,10 +32,10 @@ impl Builder<'_> {
             return Ok(true);
         }
         let relative = part.path.strip_prefix("/").unwrap_or(&part.path);
-        let split = parts.iter().any(|other| other.path.parent() == Some(&part.path));
+        let split = || parts.iter().any(|other| other.path.parent() == Some(&part.path));
         match frozen.show(relative)? {
             Shown::Below => Ok(false),
-            Shown::Directory { stat, below: true, .. } if split => {
+            Shown::Directory { stat, below: true, .. } if split() => {
                 let at = self.staged(Path::new("root").join(relative))?;
                 self.directory(at.clone(), stat.st_mode & 0o7777, WHY);
                 if let Some((uid, gid)) = owner(&stat) {
