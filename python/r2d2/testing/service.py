@@ -6,6 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from r2d2.closing import Closing
 from r2d2.container import Container
 from r2d2.errors import ContainerClosed, ImageNotFound, SpecError
 from r2d2.image import image_of
@@ -14,7 +15,6 @@ from r2d2.users import lookup
 from .waiting import wait_for_log, wait_for_port
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from r2d2.image import Image
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0
 
 
-class Service:
+class Service(Closing):
     """What the servers have in common.
 
     Args:
@@ -125,16 +125,12 @@ class Service:
             os.close(self._log)
             self._log = -1
 
+    def close(self) -> None:
+        """As :meth:`stop`."""
+        self.stop()
+
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         state = "new" if self._container is None else "running" if self.running else "ended"
