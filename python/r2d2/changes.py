@@ -74,7 +74,9 @@ def _of_overlay(
     except PermissionError:
         if container.spec.userns != "subuid":
             raise
-        return _as_root_inside(container, top, layers, prefix, marks, precreated)
+        arguments = [top, layers, prefix, marks, precreated]
+        told = as_root_inside(container, _SCRIPT, arguments, pass_fds=[top, *layers])
+        return [change_of(tuple(fields)) for fields in told]  # owners are ids inside
     owner = _owner(container)
     return [_inside(change, owner) for change in found]
 
@@ -83,34 +85,35 @@ _SCRIPT = """
 import json, sys
 sys.path[:0] = [sys.argv[1]]
 from r2d2 import _core
-print(json.dumps(_core.overlay_diff(*json.loads(sys.argv[2]))))
+print(json.dumps(_core.overlay_diff(*json.load(sys.stdin))))
 """
 
 
-def _as_root_inside(
-    container: Container, top: int, layers: list[int], prefix: str, marks: str, precreated: list[str]
-) -> list[Change]:
-    """The same by a fresh interpreter in the container's user namespace, where its root's rights hold.
+def as_root_inside(container: Container, script: str, arguments: list[Any], pass_fds: Iterable[int]) -> Any:
+    """What a script prints, by a fresh interpreter in the container's user namespace: its root's rights hold.
 
-    It joins no other namespace: the container can neither see it nor reach it. Owners are ids inside.
+    It joins no other namespace: the container can neither see it nor reach it.
+
+    Args:
+        script: its first argument is where r2d2 is to be imported from; it reads and prints JSON.
     """
     import json
     import sys
 
     from . import namespace
 
-    arguments = json.dumps([top, layers, prefix, marks, precreated])
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = namespace.enter(
         container.pid,
-        [sys.executable, "-c", _SCRIPT, package, arguments],
+        [sys.executable, "-c", script, package],
         kinds=["user"],
+        input=json.dumps(arguments),
         capture_output=True,
         text=True,
         check=True,
-        pass_fds=[top, *layers],
+        pass_fds=pass_fds,
     )
-    return [change_of(tuple(fields)) for fields in json.loads(done.stdout)]
+    return json.loads(done.stdout)
 
 
 def _open(stack: ExitStack, path: str, dir_fd: int | None = None) -> int:

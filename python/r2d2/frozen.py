@@ -70,7 +70,7 @@ class _Copy:
     def upper(self, job: dict[str, Any], target: int) -> None:
         """The upper layer of an overlay that is at ``at``."""
         self._root = target
-        drop, empty = frozenset(job["drop"]), frozenset(job["empty"])
+        rules = _Rules(True, frozenset(job["drop"]), frozenset(job["empty"]))
         source = os.open(job["below"] or ".", _DIRECTORY, dir_fd=job["fd"])
         try:
             at = job["at"]
@@ -78,10 +78,9 @@ class _Copy:
             if at:
                 with self._way(target, at) as (parent, name):
                     changed = job["mode"] is not None and job["mode"] != modes.S_IMODE(info.st_mode)
-                    keep = changed or self._attributes(source, marked=True) != {}
-                    self._directory(source, parent, name, at, _Rules(True, drop, empty), keep=keep)
+                    self._directory(source, parent, name, at, rules, keep=changed)
             else:
-                self._children(source, target, "", _Rules(True, drop, empty), 0)
+                self._children(source, target, "", rules, 0)
                 os.fchmod(target, modes.S_IMODE(info.st_mode))
         finally:
             os.close(source)

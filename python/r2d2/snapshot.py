@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from .container import Container
     from .image import Image
+    from .spec import StrPath
 
 __all__ = ["cached", "freeze", "remove", "stored"]
 
@@ -202,23 +203,35 @@ def cached(inputs: Iterable[object], build: Callable[[], Image]) -> Image:
     Raises:
         What ``build`` raises; the next caller then tries again.
     """
+    from .cache import cache_dir
+
+    return noted(os.path.join(cache_dir("snapshots", "built"), key_of(inputs)), build)
+
+
+def noted(path: StrPath, build: Callable[[], Image]) -> Image:
+    """As :func:`cached`, in a file of one's own: the image it names, or builds one and notes it there."""
     import fcntl
 
-    from .cache import cache_dir
-    from .image import Image
-
-    path = os.path.join(cache_dir("snapshots", "built"), key_of(inputs))
     with open(path, "a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        with suppress(ValueError):
-            kind, layers, name, env = json.loads(file.read())
-            if all(os.path.isdir(layer) for layer in layers):
-                return Image(kind, layers, name, [tuple(pair) for pair in env])
-        image = build()
-        file.truncate(0)
-        file.write(json.dumps(image.__reduce__()[1]))
+        image = read_note(file.read())
+        if image is None or not all(os.path.isdir(layer) for layer in image.layers):
+            image = build()
+            file.truncate(0)
+            file.write(json.dumps(image.__reduce__()[1]))
     return image
+
+
+def read_note(text: str) -> Image | None:
+    """The image that :func:`noted` wrote down; None if it did not come to that."""
+    from .image import Image
+
+    try:
+        kind, layers, name, env = json.loads(text)
+    except ValueError:
+        return None
+    return Image(kind, layers, name, [tuple(pair) for pair in env])
 
 
 def key_of(inputs: Iterable[object]) -> str:
@@ -307,23 +320,10 @@ def _copied(container: Container, jobs: list[dict[str, Any]], target: int, direc
             raise
     for entry in os.listdir(target):
         _wipe(os.path.join(directory, "layer", entry))
-    import sys
+    from .changes import as_root_inside
 
-    from . import namespace
-
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fds = sorted({job["fd"] for job in jobs} | {target})
-    done = namespace.enter(
-        container.pid,
-        [sys.executable, "-c", _SCRIPT, package, str(target)],
-        kinds=["user"],
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        check=True,
-        pass_fds=fds,
-    )
-    kind, result = json.loads(done.stdout)
+    kind, result = as_root_inside(container, _SCRIPT, [jobs, target], pass_fds=fds)
     if kind == "image":
         raise ImageError(result)
     if kind == "refused":
@@ -337,7 +337,7 @@ sys.path[:0] = [sys.argv[1]]
 from r2d2 import frozen
 from r2d2.errors import ImageError
 try:
-    answer = ("done", frozen.copy(json.load(sys.stdin), int(sys.argv[2]), owners=False))
+    answer = ("done", frozen.copy(*json.load(sys.stdin), owners=False))
 except ImageError as error:
     answer = ("image", str(error))
 except OSError as error:

@@ -144,20 +144,18 @@ def many(count: int) -> dict[str, float]:
         )
         return int(found.stdout or 0)
 
+    output: list[str] = []
     before = orphans()
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "test_many.py").write_text(MANY.format(count=count))
-        took = milliseconds(lambda: found.append(pytest_run(directory, "-n", "2")))
-        passed = re.search(r"(\d+) passed", found[-1])
+        took = milliseconds(lambda: output.append(pytest_run(directory, "-n", "2")))
+        passed = re.search(r"(\d+) passed", output[0])
     assert passed is not None
     assert int(passed.group(1)) == count
     return {
         f"{count} container tests with -n 2, tests/s": count / took * 1e3,
         "containers left": max(0, orphans() - before),
     }
-
-
-found: list[str] = []
 
 
 def main() -> None:

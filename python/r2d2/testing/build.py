@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from r2d2 import snapshot
 from r2d2.errors import ImageError
-from r2d2.image import Image, image_of
+from r2d2.image import image_of
+
+from .seen import tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from r2d2.container import Container
+    from r2d2.image import Image
 
 
 class Builder:
@@ -44,26 +45,24 @@ class Builder:
         Raises:
             ImageError: ``provision`` failed; the cause says how.
         """
-        import fcntl
-
         image = image_of(base)
         every = [image.__reduce__()[1], source(provision), sorted(keywords.items()), *inputs]
         key = snapshot.key_of(every)
         path = self._directory / key
-        with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                kind, layers, name, env = json.loads(path.read_text())
-                return Image(kind, layers, name, [tuple(pair) for pair in env])
-            failed = path.with_suffix(".failed")
+        failed = path.with_suffix(".failed")
+
+        def fresh() -> Image:
+            from r2d2.container import Container
+
+            with Container(image, **keywords) as container:
+                provision(container)
+                return container.snapshot()
+
+        def build() -> Image:
             if failed.exists():
                 raise _failure(key, f"failed before in this run: {failed.read_text()}")
             try:
-                made = (
-                    snapshot.cached(["kept", key], lambda: self._build(image, provision, keywords))
-                    if self._keep
-                    else self._build(image, provision, keywords)
-                )
+                return snapshot.cached(["kept", key], fresh) if self._keep else fresh()
             except Exception as error:
                 what = getattr(provision, "__qualname__", repr(provision))
                 text = f"{what}: {type(error).__name__}: {error}"
@@ -72,19 +71,10 @@ class Builder:
                 for name in ("stdout", "stderr"):
                     output = getattr(error, name, None)
                     if output:
-                        text = output.decode(errors="replace") if isinstance(output, bytes) else output
-                        problem.add_note(f"{name}: " + "\n".join(text.splitlines()[-40:]))
+                        problem.add_note(f"{name}: {tail(output, 40)}")
                 raise problem from error
-            path.write_text(json.dumps(made.__reduce__()[1]))
-            return made
 
-    @staticmethod
-    def _build(image: Image, provision: Callable[[Container], Any], keywords: dict[str, Any]) -> Image:
-        from r2d2.container import Container
-
-        with Container(image, **keywords) as container:
-            provision(container)
-            return container.snapshot()
+        return snapshot.noted(path, build)
 
 
 def _failure(key: str, text: str) -> ImageError:
@@ -106,7 +96,7 @@ def clean(directory: Path, *, keep: bool) -> None:
     import shutil
 
     for path in directory.iterdir():
-        if not path.suffix and not keep:
-            _, layers, _, _ = json.loads(path.read_text())
-            snapshot.discard(os.path.dirname(layers[0]))  # R2D2_CACHE may be another one by now
+        image = None if keep or path.suffix else snapshot.read_note(path.read_text())
+        if image is not None:
+            snapshot.discard(os.path.dirname(image.layers[0]))  # R2D2_CACHE may be another one by now
     shutil.rmtree(directory, ignore_errors=True)

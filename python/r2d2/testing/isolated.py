@@ -122,13 +122,17 @@ class _Answer:
         return f"the isolated test's process was killed by {signal.Signals(-code).name}"
 
 
-def _log(item: pytest.Item, call: pytest.CallInfo[Any]) -> None:
-    report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+def _report(item: pytest.Item, call: pytest.CallInfo[Any]) -> pytest.TestReport:
+    report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
     item.ihook.pytest_runtest_logreport(report=report)
+    return report
+
+
+def _log(item: pytest.Item, call: pytest.CallInfo[Any]) -> None:
+    report = _report(item, call)
     if report.when == "setup" or report.failed:
         # Reporters count a test when its tear-down was told.
-        done = pytest.CallInfo.from_call(lambda: None, when="teardown")
-        item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=done))
+        _report(item, pytest.CallInfo.from_call(lambda: None, when="teardown"))
 
 
 def _log_leaks(item: pytest.Item, warn: Callable[[], None]) -> None:
@@ -136,11 +140,9 @@ def _log_leaks(item: pytest.Item, warn: Callable[[], None]) -> None:
     with warnings.catch_warnings(record=True) as told:
         call = pytest.CallInfo.from_call(warn, when="teardown")
     for each in told:
-        item.ihook.pytest_warning_recorded.call_historic(
-            kwargs={"warning_message": each, "when": "runtest", "nodeid": item.nodeid, "location": None}
-        )
+        _warn(item, each, "runtest", item.nodeid)
     if call.excinfo is not None:
-        item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=call))
+        _report(item, call)
 
 
 def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -149,7 +151,13 @@ def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
         lambda: item.session._setupstate.teardown_exact(nextitem), when="teardown"
     )
     if call.excinfo is not None:
-        item.ihook.pytest_runtest_logreport(report=item.ihook.pytest_runtest_makereport(item=item, call=call))
+        _report(item, call)
+
+
+def _warn(item: pytest.Item, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={"warning_message": message, "when": when, "nodeid": nodeid, "location": None}
+    )
 
 
 def _replay(item: pytest.Item, told: dict[str, Any]) -> None:
@@ -158,14 +166,7 @@ def _replay(item: pytest.Item, told: dict[str, Any]) -> None:
     if not (isinstance(category, type) and issubclass(category, Warning)):
         category = UserWarning
     message = warnings.WarningMessage(told["text"], category, told["file"], told["line"])
-    item.ihook.pytest_warning_recorded.call_historic(
-        kwargs={
-            "warning_message": message,
-            "when": told["when"],
-            "nodeid": told["nodeid"],
-            "location": None,
-        }
-    )
+    _warn(item, message, told["when"], told["nodeid"])
 
 
 # The fork

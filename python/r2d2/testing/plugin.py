@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 
     from r2d2 import Container, Image
 
+    from .recorded import Recorded
+
 _SCOPES = ("function", "class", "module", "package", "session")
 _FIXTURES = {"container", "container_factory", "r2d2_image", "r2d2_build"}
-_recorded = pytest.StashKey[list[Any]]()
+_recorded = pytest.StashKey[list["Recorded"]]()
 _new = pytest.StashKey[set[int]]()
 #: In the fork of an isolated test: the way to its parent.
 _forked: Any = None
@@ -173,14 +175,14 @@ class _Factory:
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._request = request
-        self.containers: list[Container] = []
+        self.containers: list[Recorded] = []
 
     def __call__(self, image: Any = None, **keywords: Any) -> Container:
         from .recorded import Recorded
 
         keywords = _keywords(self._request.node) | keywords
-        chosen = keywords.pop("image", None) if image is None else image
-        keywords.pop("image", None)
+        marked = keywords.pop("image", None)
+        chosen = marked if image is None else image
         if chosen is None:
             chosen = self._request.getfixturevalue("r2d2_image")
         with _refusals(self._request.config):
@@ -195,7 +197,7 @@ class _Factory:
         for container in reversed(self.containers):
             try:
                 container.stop()
-                for program in getattr(container, "programs", ()):
+                for program in container.programs:
                     program.process.poll()  # it has ended, and is not to be taken for forgotten
             except Exception as error:  # noqa: BLE001 - the others end, too
                 failed = error
@@ -279,10 +281,9 @@ def pytest_runtest_makereport(
     """What the containers of a failed test did; the same failed build is told once."""
     report = yield
     if report.failed and report.when in ("setup", "call"):
-        nodes = [item, *item.listchain()]
-        containers = {id(each): each for node in nodes for each in node.stash.get(_recorded, ())}
-        for each in containers.values():
-            report.sections.extend(each.sections(verbose=item.config.getoption("verbose") > 0))
+        for node in [item, *item.listchain()[:-1]]:
+            for each in node.stash.get(_recorded, ()):
+                report.sections.extend(each.sections(verbose=item.config.getoption("verbose") > 0))
     if report.failed and call.excinfo is not None:
         shown = item.config.stash[_shown]
         key = getattr(call.excinfo.value, "r2d2_build", None)

@@ -67,7 +67,7 @@ class PostgreSQL(Service):
         from .build import source
 
         image = image_of(base)
-        directory = _bin("/") if image.kind == "host" else ""
+        directory = _bin() if image.kind == "host" else ""
         version = os.path.join(directory, "postgres") if directory else ""
         stamp = os.stat(version).st_mtime_ns if version else 0
         empty = snapshot.cached(
@@ -167,10 +167,10 @@ def _bin_in(container: Container) -> str:
     return os.path.dirname(find(container, "initdb", "postgresql"))
 
 
-def _bin(root: str) -> str:
+def _bin() -> str:
     import glob
 
-    found = _versions(glob.glob(os.path.join(root, "usr/lib/postgresql/*/bin")))
+    found = _versions(glob.glob("/usr/lib/postgresql/*/bin"))
     return next((each for each in found if os.path.exists(os.path.join(each, "initdb"))), "")
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from r2d2.container import Container
 
+from .seen import tail
+
 if TYPE_CHECKING:
     from r2d2.process import CompletedProcess, Process
 
@@ -27,8 +29,7 @@ class Program:
         """The ends of what it wrote."""
         for name, data in (("stdout", stdout), ("stderr", stderr)):
             if data:
-                text = data.decode(errors="replace") if isinstance(data, bytes) else data
-                self.output.append((name, "\n".join(text.splitlines()[-LINES:])))
+                self.output.append((name, tail(data, LINES)))
 
     def __str__(self) -> str:
         command = " ".join(map(str, self.args)) if isinstance(self.args, list | tuple) else str(self.args)

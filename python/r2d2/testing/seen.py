@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 _LISTEN = "0A"
 
 
+def tail(output: str | bytes | None, lines: int) -> str:
+    """The end of what a program wrote."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
 def content(log: Any) -> str:
     """The text of a log so far."""
     if hasattr(log, "log_text"):  # a service
@@ -60,10 +66,14 @@ def _sockets(container: Container) -> list[tuple[str, int]]:
     return found
 
 
-def listening(container: Container, port: int) -> set[str]:
-    """The families in which a port is listened on; ``tcp6only`` where version 4 finds nobody."""
-    families = {family for family, each in _sockets(container) if each == port}
-    return {"tcp6only"} if families == {"tcp6"} and not _dual() else families
+def listening(container: Container, port: int) -> tuple[set[str], str]:
+    """The families in which a port is listened on (``tcp6only``: version 4 finds nobody); if none, why."""
+    found = _sockets(container)
+    families = {family for family, each in found if each == port}
+    if not families:
+        others = ", ".join(str(each) for each in sorted({each for _, each in found})) or "no port"
+        return families, f"nothing listens on port {port}; listening: {others}"
+    return {"tcp6only"} if families == {"tcp6"} and not _dual() else families, ""
 
 
 def _dual() -> bool:
@@ -73,11 +83,6 @@ def _dual() -> bool:
             return file.read().strip() == "0"
     except OSError:
         return True
-
-
-def all_listening(container: Container) -> str:
-    """Every port that is listened on, in words."""
-    return ", ".join(str(port) for port in sorted({port for _, port in _sockets(container)})) or "no port"
 
 
 _SCRIPT = """

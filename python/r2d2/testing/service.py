@@ -6,14 +6,15 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from r2d2.closing import Closing
 from r2d2.container import Container
-from r2d2.errors import ContainerClosed, ImageNotFound
+from r2d2.errors import ContainerClosed, ImageNotFound, SpecError
 from r2d2.image import image_of
+from r2d2.users import lookup
 
 from .waiting import wait_for_log, wait_for_port
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from r2d2.image import Image
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0
 
 
-class Service:
+class Service(Closing):
     """What the servers have in common.
 
     Args:
@@ -124,16 +125,12 @@ class Service:
             os.close(self._log)
             self._log = -1
 
+    def close(self) -> None:
+        """As :meth:`stop`."""
+        self.stop()
+
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         state = "new" if self._container is None else "running" if self.running else "ended"
@@ -203,13 +200,11 @@ def run_as(container: Container, account: str) -> tuple[list[str], dict[str, Any
         The user's ids where the container has them; else unshare(1) with a user namespace where the
         container's root has the user's name.
     """
-    ids = ("65534", "65534")
-    passwd = container.path("/etc/passwd")
-    for line in passwd.read_text().splitlines() if passwd.exists() else ():
-        fields = line.split(":")
-        if fields[0] == account and len(fields) > 3:
-            ids = (fields[2], fields[3])
+    try:
+        uid, gid, *_ = lookup(container, account)
+    except SpecError:
+        uid = gid = 65534
     spec = container._resolve()
-    if spec.has_uid(int(ids[0])) and spec.has_gid(int(ids[1])):
-        return [], {"user": ":".join(ids)}
-    return ["unshare", "--user", f"--map-user={ids[0]}", f"--map-group={ids[1]}"], {}
+    if spec.has_uid(uid) and spec.has_gid(gid):
+        return [], {"user": f"{uid}:{gid}"}
+    return ["unshare", "--user", f"--map-user={uid}", f"--map-group={gid}"], {}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from r2d2.errors import ContainerClosed, R2d2Error, SpecError
 
-from .seen import all_listening, ask_inside, content, listening
+from .seen import ask_inside, content, listening, tail
 from .target import Target
 
 if TYPE_CHECKING:
@@ -48,12 +48,6 @@ _INTERVAL = 0.02
 
 class WaitTimeout(R2d2Error, TimeoutError):
     """It did not come true in time. The notes say what was seen last."""
-
-
-def _tail(text: str | bytes | None) -> str:
-    if isinstance(text, bytes):
-        text = text.decode(errors="replace")
-    return "\n".join((text or "").splitlines()[-TAIL:])
 
 
 def _wait(
@@ -88,7 +82,7 @@ def _noted(error: R2d2Error, seen: str, log: Any) -> R2d2Error:
     if seen:
         error.add_note(f"last seen: {seen}")
     if log is not None:
-        error.add_note(f"the log's end:\n{_tail(content(log))}")
+        error.add_note(f"the log's end:\n{tail(content(log), TAIL)}")
     return error
 
 
@@ -120,9 +114,9 @@ def wait_for_port(
     """
 
     def attempt(left: float) -> tuple[bool, str]:
-        families = listening(container, port)
+        families, seen = listening(container, port)
         if not families:
-            return False, f"nothing listens on port {port}; listening: {all_listening(container)}"
+            return False, seen
         address = host or ("::1" if families == {"tcp6only"} else "127.0.0.1")
         answer = ask_inside(container, {"do": "connect", "host": address, "port": port}, min(left, 2.0))
         return answer["ok"], answer["seen"]
@@ -169,8 +163,9 @@ def wait_for_http(
     }  # fmt: skip
 
     def attempt(left: float) -> tuple[bool, str]:
-        if not listening(container, port):
-            return False, f"nothing listens on port {port}; listening: {all_listening(container)}"
+        families, seen = listening(container, port)
+        if not families:
+            return False, seen
         answer = ask_inside(container, request, min(max(left, 1.0), 5.0))
         if not answer["ok"]:
             return False, answer["seen"]
@@ -268,8 +263,9 @@ def wait_for_command(
         try:
             done = container.run(args, capture_output=True, timeout=max(left, 1.0), **keywords)
         except subprocess.TimeoutExpired as error:
-            return False, f"still ran after {error.timeout:g} s\n{_tail(error.stdout)}{_tail(error.stderr)}"
-        output = "\n".join(filter(None, (_tail(done.stdout), _tail(done.stderr))))
+            seen = tail(error.stdout, TAIL) + tail(error.stderr, TAIL)
+            return False, f"still ran after {error.timeout:g} s\n{seen}"
+        output = "\n".join(filter(None, (tail(done.stdout, TAIL), tail(done.stderr, TAIL))))
         return done.returncode == status, f"exit status {done.returncode}\n{output}"
 
     what = f"{' '.join(args)} in {container.name}"

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::FileStat;
 use nix::unistd::{getegid, geteuid};
 
-use super::{Builder, RDONLY, c};
+use super::{Builder, c};
 use crate::container::step::{Op, Place};
 use crate::error::Result;
 use crate::overlay::frozen::{Frozen, Shown, content};
@@ -32,10 +32,10 @@ impl Builder<'_> {
             return Ok(true);
         }
         let relative = part.path.strip_prefix("/").unwrap_or(&part.path);
-        let split = parts.iter().any(|other| other.path.parent() == Some(&part.path));
+        let split = || parts.iter().any(|other| other.path.parent() == Some(&part.path));
         match frozen.show(relative)? {
             Shown::Below => Ok(false),
-            Shown::Directory { stat, below: true, .. } if split => {
+            Shown::Directory { stat, below: true, .. } if split() => {
                 let at = self.staged(Path::new("root").join(relative))?;
                 self.directory(at.clone(), stat.st_mode & 0o7777, WHY);
                 if let Some((uid, gid)) = owner(&stat) {
@@ -108,11 +108,7 @@ impl Builder<'_> {
                         self.push_optional(Op::Owner { at: Place::Host(at), uid, gid }, WHY);
                     }
                 } else {
-                    let file = Op::File { at: Place::Host(at.clone()), mode: 0o644, text: Vec::new() };
-                    self.push(file, "a mount point");
-                    let source = Place::Host(c(source)?);
-                    let op = Op::Bind { source, at: Place::Host(at), recursive: false, attributes: RDONLY };
-                    self.push(op, "too large to copy");
+                    self.bound(&source, at)?;
                     self.notes.push(format!("/{path}: read-only, since it is too large to copy"));
                 }
             }

@@ -1,6 +1,7 @@
 //! The image as the root: an overlay of its layers, or one overlay for each part of the machine's own tree. Runs in
 //! the calling process.
 
+use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -106,15 +107,7 @@ impl Builder<'_> {
                         "small enough to copy",
                     );
                 }
-                layout::Kind::Bind => {
-                    self.push(
-                        Op::File { at: Place::Host(at.clone()), mode: 0o644, text: Vec::new() },
-                        "a mount point",
-                    );
-                    let source = Place::Host(c(&part.path)?);
-                    let op = Op::Bind { source, at: Place::Host(at), recursive: false, attributes: RDONLY };
-                    self.push(op, "too large to copy");
-                }
+                layout::Kind::Bind => self.bound(&part.path, at)?,
                 layout::Kind::Overlay(precreate) => {
                     self.host_part(vec![part.path.clone()], &relative, part.mode, precreate, None)?;
                 }
@@ -127,6 +120,16 @@ impl Builder<'_> {
             let at = c(root.join(name))?;
             self.directory(at, mode, "the host's holds sockets and temporary files: a private one");
         }
+        Ok(())
+    }
+
+    /// A file of the host, read-only.
+    pub(super) fn bound(&mut self, source: &Path, at: CString) -> Result<()> {
+        let file = Op::File { at: Place::Host(at.clone()), mode: 0o644, text: Vec::new() };
+        self.push(file, "a mount point");
+        let source = Place::Host(c(source)?);
+        let op = Op::Bind { source, at: Place::Host(at), recursive: false, attributes: RDONLY };
+        self.push(op, "too large to copy");
         Ok(())
     }
 
