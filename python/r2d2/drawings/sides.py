@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from r2d2 import namespace
+from r2d2 import namespace, surroundings
 from r2d2.errors import SpecError
 
 from . import facts
@@ -165,7 +165,7 @@ def id_maps(target: Any) -> Drawing:
         )
         canvas.text(left, y, rest, size=11.5, faint=True, room=432)
         lines.append(f"  {rest}")
-        if kind == "gid" and facts._read(f"/proc/{of.pid}/setgroups").strip() == "deny":
+        if kind == "gid" and surroundings.read(f"/proc/{of.pid}/setgroups") == "deny":
             canvas.text(
                 left, y + 18, "setgroups(2) is denied: no group can be dropped.", size=11.5, faint=True
             )
@@ -178,7 +178,7 @@ def _ids(first: int, count: int) -> str:
 
 
 def _overflow(kind: str) -> str:
-    return facts._read(f"/proc/sys/kernel/overflow{kind}").strip() or "65534"
+    return surroundings.sysctl(f"kernel.overflow{kind}") or "65534"
 
 
 def _name(kind: str, number: int, *, inside: bool) -> str:

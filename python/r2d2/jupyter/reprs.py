@@ -153,10 +153,10 @@ def image(of: Image) -> Bundle:
 
 def namespaces(of: Namespaces) -> Bundle:
     """Namespaces of a process, and which of them are the caller's."""
-    from r2d2.namespace import KINDS, inspect
+    from r2d2.namespace import KINDS, _link, inspect
 
     own = inspect()
-    names = {"mnt" if kind == "mount" else kind: kind for kind in KINDS}
+    names = {_link(kind): kind for kind in KINDS}
     rows = []
     order = list(names)
     for link, inode in sorted(of.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99):
