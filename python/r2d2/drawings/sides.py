@@ -137,8 +137,8 @@ def id_maps(target: Any) -> Drawing:
             color = _COLORS[row % len(_COLORS)]
             inside, outside = _ids(first, count), _ids(outer, count)
             # A ribbon: every id of the one side has its own on the other.
-            a, b, top, bottom = left + 152, left + 260, y, y + 42
-            canvas.path(f"M{a} {top}L{b} {top}L{b} {bottom}L{a} {bottom}Z", color=color, fill=0.1, line=0)
+            a, b = left + 152, left + 260
+            canvas.rect(a, y, b - a, 42, color=color, fill=0.1, line=0, radius=0)
             canvas.arrow(a + 4, y + 21, b - 4, y + 21, color=color, both=True)
             canvas.text(
                 (a + b) / 2, y + 15, f"\u00d7{count}", size=11, mono=True, anchor="middle", faint=True
