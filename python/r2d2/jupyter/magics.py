@@ -294,7 +294,7 @@ def _without_program(arguments: argparse.Namespace) -> argparse.Namespace:
 
 
 def _row(variable: str, container: Container) -> tuple[str, str, str, str, str]:
-    state = "running" if container.running else "new" if container._handle is None else "ended"
+    state = container._state
     pid = str(container.pid) if state == "running" else ""
     return variable, container.name, container.image.name, state, pid
 

@@ -85,7 +85,8 @@ def table(
 def container(of: Container) -> Bundle:
     """A running container: who it is, what it may use."""
     spec = of.spec
-    running = of.running
+    state = of._state
+    running = state == "running"
     rows = [("image", of.image.name), ("host name", f"`{spec.hostname}")]
     if running:
         rows.append(("PID 1 on the host", str(of.pid)))
@@ -101,7 +102,6 @@ def container(of: Container) -> Bundle:
         rows += [("limits", text)] if text else []
     if running:
         rows += [("uses", text)] if (text := _use(of)) else []
-    state = "running" if running else "new" if of._handle is None else "ended"
     return {"text/plain": repr(of), "text/html": table(f"Container {of.name}: {state}", (), rows)}
 
 
