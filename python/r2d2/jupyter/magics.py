@@ -237,8 +237,8 @@ class ContainerMagics(Magics):
         rows = [_row(name, each) for name, each in self._live().items()]
         rows += [_row("(--bg)", each) for _, each in self.background if each is not None]
         for each in Detached.list(all=True):
-            image = each.inspect().get("image")
-            rows.append((f"({each.name})", each.name, _text(image), each.status, str(each.pid or "")))
+            image = each.inspect()["image"]["name"]
+            rows.append((f"({each.name})", each.name, image, each.status, str(each.pid or "")))
         return Containers(rows)
 
     @line_magic
@@ -297,10 +297,6 @@ def _row(variable: str, container: Container) -> tuple[str, str, str, str, str]:
     state = container._state
     pid = str(container.pid) if state == "running" else ""
     return variable, container.name, container.image.name, state, pid
-
-
-def _text(image: Any) -> str:
-    return str(image.get("name", "")) if isinstance(image, dict) else str(image or "")
 
 
 class Containers(list[tuple[str, str, str, str, str]]):
