@@ -48,16 +48,7 @@ class _Parser(argparse.ArgumentParser):
         how = program.add_mutually_exclusive_group()
         how.add_argument("--python", action="store_true", help="the cell is Python (sh)")
         how.add_argument("--interpreter", metavar="COMMAND", help="what the cell is for, such as 'bash -e'")
-        program.add_argument("-w", "--workdir", metavar="DIR", help="working directory inside")
-        program.add_argument("-u", "--user", metavar="USER", help="name, uid or uid:gid inside")
-        program.add_argument(
-            "-e",
-            "--env",
-            metavar="K[=V]",
-            action="append",
-            default=[],
-            help="set a variable, or pass ours on",
-        )
+        options.add_settings(program)
         shown = self.add_argument_group("the cell, as of %%script")
         shown.add_argument("--out", metavar="VAR", help="variable for the output; with --bg for its pipe")
         shown.add_argument("--err", metavar="VAR", help="the same for standard error")
