@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -104,6 +105,17 @@ def leaks(_warm: None, request: pytest.FixtureRequest) -> Iterator[None]:
     assert _files() <= state[2], "files left"
     now = _descriptors()
     assert not {n: now[n] for n in now if n not in state[3]}, "descriptors left"
+
+
+@pytest.fixture
+def sealed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for all that a kernel writes: its temporary files, IPython's profile, Jupyter's runtime."""
+    place = tmp_path_factory.mktemp("nb")
+    for variable, name in (("TMPDIR", "t"), ("IPYTHONDIR", "i"), ("JUPYTER_RUNTIME_DIR", "j")):
+        (place / name).mkdir()
+        monkeypatch.setenv(variable, str(place / name))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return place
 
 
 @pytest.fixture

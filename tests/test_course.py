@@ -18,17 +18,9 @@ from r2d2.errors import SpecError
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("sealed")
+
 R2D2 = (sys.executable, "-m", "r2d2", "course")
-
-
-@pytest.fixture(autouse=True)
-def sealed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for all that a kernel writes."""
-    place = tmp_path_factory.mktemp("co")
-    for variable, name in (("TMPDIR", "t"), ("IPYTHONDIR", "i"), ("JUPYTER_RUNTIME_DIR", "j")):
-        (place / name).mkdir()
-        monkeypatch.setenv(variable, str(place / name))
-    return place
 
 
 def course_(*words: str | os.PathLike[str], cwd: Path, **keywords: Any) -> subprocess.CompletedProcess[str]:

@@ -274,6 +274,7 @@ def test_packets_without_a_network_of_their_own(container: r2d2.Container) -> No
         ({"deny": ["*"], "allow": ["192.0.2.9"]}, "192.0.2.9:25", True),
         ({"deny": ["[2001:db8::]/32:80"]}, "[2001:db8::1]:80", False),
         ({"deny": ["2001:db8::/32"]}, "[2001:db8::1]:80", False),
+        ({"deny": ["[2001:db8::]/32"]}, "[2001:db8::1]:80", False),
         ({"deny": ["[2001:db8::]/32:80"]}, "192.0.2.9:80", True),
         ({"ipv6": False}, "[2001:db8::1]:80", False),
         ({}, "10.0.2.3:53", True),

@@ -308,9 +308,13 @@ class Container:
     def __reduce__(self) -> Any:
         raise TypeError("a Container is a running thing and cannot be pickled: send its .spec")
 
+    @property
+    def _state(self) -> str:
+        """For people."""
+        return "new" if self._handle is None else "running" if self.running else "ended"
+
     def __repr__(self) -> str:
-        state = "new" if self._handle is None else "running" if self.running else "ended"
-        return f"<r2d2.Container {self.name} {self.image.name} {state}>"
+        return f"<r2d2.Container {self.name} {self.image.name} {self._state}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """For Jupyter."""

@@ -144,34 +144,19 @@ class Explanation:
         """A table for Jupyter: no script, no colours of its own."""
         from html import escape
 
+        from .jupyter.reprs import table
+
         timed = self.total is not None
-        line = "border:0;border-bottom:1px solid color-mix(in srgb, currentColor 20%, transparent)"
-        cell = f"{line};text-align:left;vertical-align:top;padding:2px 8px;background:none;color:inherit"
-        code = "white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit"
-        names = ["#", "who", "step", "system calls", "by hand", *(["took"] if timed else []), "why"]
+        heads = ["#", "who", "step", "system calls", "by hand", *(["took"] if timed else []), "why"]
         rows = []
         for step in self:
             took = [step.skipped or ("" if step.took is None else _time(step.took))] if timed else []
-            values = [
-                str(step.number),
-                step.who,
-                escape(_shown(step.title)),
-                escape(step.syscalls),
-                f'<code style="{code}">{escape(_shown(step.shell))}</code>',
-                *map(escape, took),
-                escape(step.why),
-            ]
-            rows.append("".join(f'<td style="{cell}">{value}</td>' for value in values))
-        heads = "".join(f'<th scope="col" style="{cell}">{name}</th>' for name in names)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
+            shell = f"`{_shown(step.shell)}"
+            rows.append([str(step.number), step.who, step.title, step.syscalls, shell, *took, step.why])
         total = "" if self.total is None else f" in {_time(self.total)}"
         notes = "".join(f"<li>{escape(_shown(note))}</li>" for note in self.notes)
-        return (
-            '<table style="color:inherit;border-collapse:collapse">'
-            '<caption style="color:inherit;text-align:left">'
-            f"{escape(self.name)}: {len(self)} steps{total}</caption>"
-            f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-            + (f'<ul style="color:inherit">{notes}</ul>' if notes else "")
+        return table(f"{self.name}: {len(self)} steps{total}", heads, rows) + (
+            f'<ul style="color:inherit">{notes}</ul>' if notes else ""
         )
 
     def script(self, command: Sequence[StrPath] | None = None) -> str:

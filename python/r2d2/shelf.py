@@ -85,11 +85,6 @@ def _directory(language: str) -> Path:
     return Path(__file__).parent / "notebooks" / LANGUAGES[language]
 
 
-def _cells(path: Path) -> list[dict[str, Any]]:
-    cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return cells
-
-
 def role(cell: Any) -> tuple[str | None, str | None]:
     """Of a cell: its exercise and what it is there (``answer``, ``check``, ``solution``), or None, None."""
     mark = cell["metadata"].get("r2d2", {})

@@ -25,16 +25,17 @@ def main(arguments: list[str]) -> int:
     everything = "--all" in arguments
     left_out = 0
     for name in [word for word in arguments if not word.startswith("-")] or LESSONS:
-        fresh = solved(read(name))
+        stored = read(name)
+        fresh = solved(stored)
         with tempfile.TemporaryDirectory() as directory:
             execution = shelf.execute(fresh, directory)
         if execution.errors:
             print(f"{name}: {execution.errors}", file=sys.stderr)
             return 1
-        changed = {line.partition(":")[0] for line in differences(read(name), fresh)}
+        changed = {line.partition(":")[0] for line in differences(stored, fresh)}
         now = {cell.id: cell for cell in fresh.cells}
         outputs = {}
-        for cell in read(name).cells:
+        for cell in stored.cells:
             if cell.cell_type != "code" or shelf.role(cell)[0]:
                 continue
             if reason := shelf.left_out(now[cell.id]):

@@ -10,7 +10,6 @@ import copy
 import json
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +41,6 @@ def terms(kind: str) -> list[str]:
     """A section of terms.txt."""
     sections = re.split(r"^\[(.*)\]$", Path(__file__).with_name("terms.txt").read_text(), flags=re.MULTILINE)
     return sections[sections.index(kind) + 1].split()
-
-
-@pytest.fixture
-def sealed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for all that a kernel writes: its temporary files, IPython's profile, Jupyter's runtime."""
-    place = tmp_path_factory.mktemp("nb")
-    for variable, name in (("TMPDIR", "t"), ("IPYTHONDIR", "i"), ("JUPYTER_RUNTIME_DIR", "j")):
-        (place / name).mkdir()
-        monkeypatch.setenv(variable, str(place / name))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return place
 
 
 async def attempt(client: Any, answer: str, check: Any) -> str | None:

@@ -6,14 +6,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from .containers import table
+from .parser import Verbs
+
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
     from pathlib import Path
 
     from r2d2.shelf import Lesson, Outcome
-
-    from .parser import Verbs
 
 #: Where copies go, and where they are looked for.
 FOLDER = "r2d2-course"
@@ -34,20 +34,10 @@ def add(verbs: Verbs) -> None:
         "list|open|check|reset [OPTIONS] [LESSON...]",
         epilog="A LESSON is a number or a name; none means all. r2d2 course ACTION --help tells more.",
     )
-    actions = parser.add_subparsers(
-        metavar="ACTION", required=True, dest="action", parser_class=type(parser), title="actions"
-    )
+    subparsers = parser.add_subparsers(metavar="ACTION", required=True, dest="action", title="actions")
+    actions = Verbs(subparsers, "r2d2 course")
     for name, summary in _ACTIONS.items():
-        action = actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            usage=f"r2d2 course {name} [OPTIONS] [LESSON...]",
-            add_help=False,
-            allow_abbrev=False,
-        )
-        add_option = action.add_argument
-        add_option("--help", action="help", help="show this text")
+        add_option = actions.add(name, course, summary, "[OPTIONS] [LESSON...]").add_argument
         if name != "check":
             add_option(
                 "-l", "--language", choices=("en", "zh-TW"), default="en", help="en (the default) or zh-TW"
@@ -70,14 +60,6 @@ def course(arguments: argparse.Namespace) -> int:
     return action(arguments)
 
 
-def _table(rows: Iterable[tuple[str, ...]]) -> None:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("   ".join(cells).rstrip())
-
-
 def _chosen(arguments: argparse.Namespace) -> list[Lesson]:
     from r2d2 import shelf
 
@@ -94,7 +76,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     # The titles stand last: Chinese ones are twice as wide as they are long.
     lines = [(each.name, " ".join(each.rows), str(len(each.exercises)), each.title) for each in chosen]
-    _table([("LESSON", "LAB", "EXERCISES", "TITLE"), *lines])
+    table([("LESSON", "LAB", "EXERCISES", "TITLE"), *lines])
     return 0
 
 
@@ -174,7 +156,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(each) for each in outcomes], indent=2))
         return int(failed)
     lines = [(each.lesson, each.exercise, each.status, each.hint) for each in outcomes]
-    _table([("LESSON", "EXERCISE", "STATUS", "HINT"), *lines])
+    table([("LESSON", "EXERCISE", "STATUS", "HINT"), *lines])
     exercises = sum(each.status != "error" for each in outcomes)
     print(f"{right} of {exercises} right")
     return int(failed)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from r2d2 import Mount
 
-__all__ = ["add_container", "add_program", "environment", "image_and_command", "keywords"]
+__all__ = ["add_container", "add_program", "add_settings", "environment", "image_and_command", "keywords"]
 
 
 def add_program(parser: argparse.ArgumentParser) -> None:
@@ -19,13 +19,18 @@ def add_program(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--interactive", action="store_true", help="connect standard input")
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
     parser.add_argument("-d", "--detach", action="store_true", help="run in the background")
+    add_settings(parser)
+    parser.add_argument(
+        "--env-file", metavar="FILE", action="append", default=[], help="variables, one K=V a line"
+    )
+
+
+def add_settings(parser: argparse._ActionsContainer) -> None:
+    """Where, as whom and with what variables: what a cell of a notebook has of these."""
     parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory inside")
     parser.add_argument("-u", "--user", metavar="USER", help="name, uid or uid:gid inside")
     parser.add_argument(
         "-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable, or pass ours on"
-    )
-    parser.add_argument(
-        "--env-file", metavar="FILE", action="append", default=[], help="variables, one K=V a line"
     )
 
 

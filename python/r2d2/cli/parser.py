@@ -49,10 +49,11 @@ class Parser(argparse.ArgumentParser):
 
 
 class Verbs:
-    """Collects verbs."""
+    """Collects verbs, of ``r2d2`` or of a verb that has its own."""
 
-    def __init__(self, subparsers: Any) -> None:
+    def __init__(self, subparsers: Any, program: str = "r2d2") -> None:
         self._subparsers = subparsers
+        self._program = program
 
     def add(
         self,
@@ -68,7 +69,7 @@ class Verbs:
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
-            usage=f"r2d2 {name} {usage}",
+            usage=f"{self._program} {name} {usage}",
             epilog=epilog,
             add_help=False,
             allow_abbrev=False,

@@ -237,10 +237,9 @@ class Canvas:
         line: float = 1.25,
         dashed: bool = False,
         faint: bool = False,
-        fill: float = 0.0,
     ) -> None:
         """A line by SVG's path commands."""
-        self._parts.append(f'<path d="{d}"{_look(color, fill, line, dashed=dashed, faint=faint)}/>')
+        self._parts.append(f'<path d="{d}"{_look(color, 0, line, dashed=dashed, faint=faint)}/>')
 
     def line(
         self, x1: float, y1: float, x2: float, y2: float, *, color: str = "currentColor", **look: Any

@@ -31,9 +31,7 @@ def cgroup(target: Any) -> Drawing:
     for name, used, peak, limit, show in gauges:
         canvas.text(2, y + 21, name, bold=True)
         if used is None:
-            canvas.rect(_LEFT, y + 6, _BAR, 22, dashed=True, faint=True)
-            canvas.text(_LEFT + 12, y + 21.5, "not counted: no cgroup of its own", size=12, faint=True)
-            lines.append(f"{name}: not counted")
+            lines.append(_uncounted(canvas, y, name))
         else:
             top = limit or max(peak or 0, used, 1)
             full = limit is not None and used * 10 >= limit * 9
@@ -44,9 +42,8 @@ def cgroup(target: Any) -> Drawing:
                 x = _LEFT + _BAR * min(1.0, peak / top)
                 canvas.line(x, y + 2, x, y + 32, color=ORANGE, line=2)
             most = "no limit" if limit is None else f"limit {show(limit)}"
-            canvas.text(_LEFT + _BAR + 14, y + 15, f"{show(used)} now", size=12, bold=True)
             words = most + (f", peak {show(peak)}" if peak is not None else "")
-            canvas.text(_LEFT + _BAR + 14, y + 31, words, size=11, faint=True)
+            _beside(canvas, y, f"{show(used)} now", words)
             lines.append(f"{name}: {show(used)} now, {words}")
         y += 48
     y = _cpu(canvas, y, stats, lines)
@@ -64,9 +61,7 @@ def _cpu(canvas: Canvas, y: float, stats: dict[str, int | None], lines: list[str
     total, user, system = (stats.get(f"cpu_{what}_ns") for what in ("usage", "user", "system"))
     canvas.text(2, y + 21, "CPU time", bold=True)
     if total is None:
-        canvas.rect(_LEFT, y + 6, _BAR, 22, dashed=True, faint=True)
-        canvas.text(_LEFT + 12, y + 21.5, "not counted: no cgroup of its own", size=12, faint=True)
-        lines.append("CPU time: not counted")
+        lines.append(_uncounted(canvas, y, "CPU time"))
         return y + 48
     canvas.rect(_LEFT, y + 6, _BAR, 22, faint=True, fill=0.04, dashed=True)
     split = _BAR * (user or 0) / max((user or 0) + (system or 0), 1)
@@ -79,10 +74,22 @@ def _cpu(canvas: Canvas, y: float, stats: dict[str, int | None], lines: list[str
     throttled = stats.get("throttled_ns")
     if throttled:
         words += f", throttled {_seconds(throttled)}"
-    canvas.text(_LEFT + _BAR + 14, y + 15, f"{_seconds(total)} used", size=12, bold=True)
-    canvas.text(_LEFT + _BAR + 14, y + 31, words, size=11, faint=True)
+    _beside(canvas, y, f"{_seconds(total)} used", words)
     lines.append(f"CPU time: {_seconds(total)}: {words}")
     return y + 48
+
+
+def _uncounted(canvas: Canvas, y: float, name: str) -> str:
+    """An empty gauge, and the same in words."""
+    canvas.rect(_LEFT, y + 6, _BAR, 22, dashed=True, faint=True)
+    canvas.text(_LEFT + 12, y + 21.5, "not counted: no cgroup of its own", size=12, faint=True)
+    return f"{name}: not counted"
+
+
+def _beside(canvas: Canvas, y: float, figure: str, words: str) -> None:
+    """What a gauge shows, to its right."""
+    canvas.text(_LEFT + _BAR + 14, y + 15, figure, size=12, bold=True)
+    canvas.text(_LEFT + _BAR + 14, y + 31, words, size=11, faint=True)
 
 
 def _bound(canvas: Canvas, y: float, container: Any, lines: list[str]) -> float:

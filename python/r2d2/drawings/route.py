@@ -170,16 +170,14 @@ def _denied(options: Slirp, end: _End) -> bool:
 
 
 def _held(rules: Any, end: _End) -> bool:
+    from r2d2.slirp import _rule
+
     for rule in rules:
-        if rule.count(":") == 1 or rule.startswith("["):
-            where, _, ports = rule.rpartition(":") if not rule.endswith("]") else (rule, "", "")
-        else:
-            where, ports = rule, ""
-        where = where.replace("[", "").replace("]", "")
-        low, _, high = ports.partition("-")
-        if ports and end.port and not int(low) <= int(end.port) <= int(high or low):
+        _, network, ports = _rule("rule", rule).split(" ")
+        low, high = map(int, ports.split("-"))
+        if end.port and not low <= int(end.port) <= high:
             continue
-        if where == "*" or (end.address is not None and end.address in ipaddress.ip_network(where)):
+        if network == "*" or (end.address is not None and end.address in ipaddress.ip_network(network)):
             return True
     return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from r2d2 import namespace
+from r2d2 import namespace, surroundings
 from r2d2.errors import SpecError
 
 from . import facts
@@ -137,8 +137,8 @@ def id_maps(target: Any) -> Drawing:
             color = _COLORS[row % len(_COLORS)]
             inside, outside = _ids(first, count), _ids(outer, count)
             # A ribbon: every id of the one side has its own on the other.
-            a, b, top, bottom = left + 152, left + 260, y, y + 42
-            canvas.path(f"M{a} {top}L{b} {top}L{b} {bottom}L{a} {bottom}Z", color=color, fill=0.1, line=0)
+            a, b = left + 152, left + 260
+            canvas.rect(a, y, b - a, 42, color=color, fill=0.1, line=0, radius=0)
             canvas.arrow(a + 4, y + 21, b - 4, y + 21, color=color, both=True)
             canvas.text(
                 (a + b) / 2, y + 15, f"\u00d7{count}", size=11, mono=True, anchor="middle", faint=True
@@ -165,7 +165,7 @@ def id_maps(target: Any) -> Drawing:
         )
         canvas.text(left, y, rest, size=11.5, faint=True, room=432)
         lines.append(f"  {rest}")
-        if kind == "gid" and facts._read(f"/proc/{of.pid}/setgroups").strip() == "deny":
+        if kind == "gid" and surroundings.read(f"/proc/{of.pid}/setgroups") == "deny":
             canvas.text(
                 left, y + 18, "setgroups(2) is denied: no group can be dropped.", size=11.5, faint=True
             )
@@ -178,7 +178,7 @@ def _ids(first: int, count: int) -> str:
 
 
 def _overflow(kind: str) -> str:
-    return facts._read(f"/proc/sys/kernel/overflow{kind}").strip() or "65534"
+    return surroundings.sysctl(f"kernel.overflow{kind}") or "65534"
 
 
 def _name(kind: str, number: int, *, inside: bool) -> str:

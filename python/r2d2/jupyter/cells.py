@@ -117,14 +117,12 @@ def finish(process: Process, write: dict[str, Callable[[str], object]]) -> int:
             process.wait()
             _close(process)
             raise
-        rest = [
-            pipe for name, pipe in pipes.items() if name in {key.data for key in selector.get_map().values()}
-        ]
+        rest = {key.data for key in selector.get_map().values()}
     for name in pipes:
         if text := decoders[name].decode(b"", final=True):
             write[name](text)
-    for pipe in pipes.values():
-        if pipe in rest:
+    for name, pipe in pipes.items():
+        if name in rest:
             threading.Thread(target=_empty, args=(pipe,), daemon=True).start()
         else:
             pipe.close()

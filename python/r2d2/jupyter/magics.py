@@ -48,16 +48,7 @@ class _Parser(argparse.ArgumentParser):
         how = program.add_mutually_exclusive_group()
         how.add_argument("--python", action="store_true", help="the cell is Python (sh)")
         how.add_argument("--interpreter", metavar="COMMAND", help="what the cell is for, such as 'bash -e'")
-        program.add_argument("-w", "--workdir", metavar="DIR", help="working directory inside")
-        program.add_argument("-u", "--user", metavar="USER", help="name, uid or uid:gid inside")
-        program.add_argument(
-            "-e",
-            "--env",
-            metavar="K[=V]",
-            action="append",
-            default=[],
-            help="set a variable, or pass ours on",
-        )
+        options.add_settings(program)
         shown = self.add_argument_group("the cell, as of %%script")
         shown.add_argument("--out", metavar="VAR", help="variable for the output; with --bg for its pipe")
         shown.add_argument("--err", metavar="VAR", help="the same for standard error")
@@ -237,8 +228,8 @@ class ContainerMagics(Magics):
         rows = [_row(name, each) for name, each in self._live().items()]
         rows += [_row("(--bg)", each) for _, each in self.background if each is not None]
         for each in Detached.list(all=True):
-            image = each.inspect().get("image")
-            rows.append((f"({each.name})", each.name, _text(image), each.status, str(each.pid or "")))
+            image = each.inspect()["image"]["name"]
+            rows.append((f"({each.name})", each.name, image, each.status, str(each.pid or "")))
         return Containers(rows)
 
     @line_magic
@@ -294,13 +285,9 @@ def _without_program(arguments: argparse.Namespace) -> argparse.Namespace:
 
 
 def _row(variable: str, container: Container) -> tuple[str, str, str, str, str]:
-    state = "running" if container.running else "new" if container._handle is None else "ended"
+    state = container._state
     pid = str(container.pid) if state == "running" else ""
     return variable, container.name, container.image.name, state, pid
-
-
-def _text(image: Any) -> str:
-    return str(image.get("name", "")) if isinstance(image, dict) else str(image or "")
 
 
 class Containers(list[tuple[str, str, str, str, str]]):

@@ -15,7 +15,7 @@ from r2d2.drawings.canvas import GREEN, ORANGE, RED
 from r2d2.explain import _shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from r2d2.container import Container
     from r2d2.detached import Detached
@@ -36,7 +36,13 @@ _CODE = "background:none;color:inherit;white-space:pre-wrap;overflow-wrap:anywhe
 _ROWS = 200
 
 
-def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], foot: str = "") -> str:
+def table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    foot: str = "",
+    marks: Mapping[str, str] | None = None,
+) -> str:
     """An HTML table. Text of any origin is safe in it, and stays what it is.
 
     Args:
@@ -44,14 +50,19 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], foo
         heads: names of the columns; none: the first column names the rows.
         rows: cells of plain text; one that begins with a backtick is code.
         foot: a line below.
+        marks: colours of cells that are a mark, beside words that say the same.
     """
+    marks = marks or {}
 
     def cell(text: str, tag: str = "td", more: str = "") -> str:
         safe = escape(_shown(text))
         if text.startswith("`"):
             safe = "\n".join(escape(_shown(line)) for line in text[1:].splitlines())
             safe = f'<code style="{_CODE}">{safe}</code>'
-        return f'<{tag} style="{_CELL}"{more}>{safe}</{tag}>'
+        color = ""
+        if text in marks:
+            color, more = f";color:{marks[text]}", ' aria-hidden="true"'
+        return f'<{tag} style="{_CELL}{color}"{more}>{safe}</{tag}>'
 
     head = "".join(cell(name, "th", ' scope="col"') for name in heads)
     body = []
@@ -74,7 +85,8 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], foo
 def container(of: Container) -> Bundle:
     """A running container: who it is, what it may use."""
     spec = of.spec
-    running = of.running
+    state = of._state
+    running = state == "running"
     rows = [("image", of.image.name), ("host name", f"`{spec.hostname}")]
     if running:
         rows.append(("PID 1 on the host", str(of.pid)))
@@ -90,7 +102,6 @@ def container(of: Container) -> Bundle:
         rows += [("limits", text)] if text else []
     if running:
         rows += [("uses", text)] if (text := _use(of)) else []
-    state = "running" if running else "new" if of._handle is None else "ended"
     return {"text/plain": repr(of), "text/html": table(f"Container {of.name}: {state}", (), rows)}
 
 
@@ -142,10 +153,10 @@ def image(of: Image) -> Bundle:
 
 def namespaces(of: Namespaces) -> Bundle:
     """Namespaces of a process, and which of them are the caller's."""
-    from r2d2.namespace import KINDS, inspect
+    from r2d2.namespace import KINDS, _link, inspect
 
     own = inspect()
-    names = {"mnt" if kind == "mount" else kind: kind for kind in KINDS}
+    names = {_link(kind): kind for kind in KINDS}
     rows = []
     order = list(names)
     for link, inode in sorted(of.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99):
@@ -213,12 +224,10 @@ def report(of: Report) -> str:
     amiss = [check for check in of if check.status != "ok"]
     fine = [check for check in of if check.status == "ok"]
     html = f'<p style="color:inherit">{escape(of.verdict)}</p>'
-    html += table("", heads, map(row, amiss)) if amiss else ""
-    rest = table("", heads, map(row, fine))
+    marks = dict(looks.values())
+    html += table("", heads, map(row, amiss), marks=marks) if amiss else ""
+    rest = table("", heads, map(row, fine), marks=marks)
     html += f'<details style="color:inherit"><summary>{len(fine)} checks are ok</summary>{rest}</details>'
-    for mark, color in looks.values():
-        cell = f'<td style="{_CELL}'
-        html = html.replace(f'{cell}">{mark}<', f'{cell};color:{color}" aria-hidden="true">{mark}<')
     return html
 
 

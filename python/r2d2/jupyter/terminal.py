@@ -15,7 +15,6 @@ The screen's code is in ``static``: xterm.js as it was released (MIT, see LICENS
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import select
@@ -50,7 +49,6 @@ def _read(name: str) -> str:
         return file.read()
 
 
-@functools.cache
 def _module() -> str:
     """One ECMAScript module: each file of xterm.js in a scope of its own, then ours."""
     parts = []
