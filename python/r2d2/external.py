@@ -29,7 +29,7 @@ from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from . import slirp
-from .errors import ContainerClosed, NetworkError, SpecError, setup_error, unsupported_error
+from .errors import ContainerClosed, SpecError, network_error, setup_error, unsupported_error
 from .ports import Port
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class External(slirp.Network):
             }
             reply = self._program.ask({"execute": "add_hostfwd", "arguments": arguments})
             if "return" not in reply:
-                raise _failure(f"listen on {port}", errno.EADDRINUSE, str(reply.get("error")))
+                raise network_error(errno.EADDRINUSE, f"listen on {port}", str(reply.get("error")))
             added = Port(port.protocol, port.host, found.host_port, str(self.address), port.guest_port)
             self._ports[added] = reply["return"]["id"]
         return added
@@ -303,15 +303,8 @@ def _free(port: Publish) -> Publish:
                 probe.listen()
         except OSError as error:
             number = error.errno or 0
-            raise _failure(f"listen on {port}", number, os.strerror(number)) from error
+            raise network_error(number, f"listen on {port}", os.strerror(number)) from error
         return port._replace(host_port=probe.getsockname()[1])
-
-
-def _failure(step: str, number: int, said: str) -> NetworkError:
-    failure = NetworkError(number, os.strerror(number))
-    failure.step = step
-    failure.message = f"{step}: {said or os.strerror(number)}"
-    return failure
 
 
 def attach(
@@ -389,7 +382,7 @@ def _start(
         if problem := _await(program, ready):
             last = program.words()
             program.close()
-            raise _failure(f"start {program.name}", problem, last)
+            raise network_error(problem, f"start {program.name}", last or os.strerror(problem))
         return program
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import NetworkError, R2d2Error, SpecError
+from .errors import NetworkError, R2d2Error, SpecError, network_error
 from .explain import ExplainedStep
 from .ports import Publish, parse_ports
 from .slirp import Slirp, addresses, attach_as, describe, search_domains
@@ -142,13 +142,11 @@ def listen(network: Network, port: Publish) -> None:
 
 def _failure(step: str, error: OSError) -> R2d2Error:
     number = error.errno or 0
-    failure = NetworkError(number, os.strerror(number))
-    failure.step = step
-    failure.syscall = getattr(error, "syscall", None)
     said = f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
     if isinstance(error, R2d2Error):
         said = str(error)
-    failure.message = f"{step}: {said}"
+    failure = network_error(number, step, said)
+    failure.syscall = getattr(error, "syscall", None)
     return failure.with_hint(getattr(error, "hint", None))
 
 

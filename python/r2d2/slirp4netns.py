@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core, slirp
-from .errors import NetworkError, R2d2Error, SpecError
+from .errors import NetworkError, R2d2Error, SpecError, network_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -248,10 +248,8 @@ def _parse(request: bytes) -> Any:
 
 
 def _failure(step: str, error: OSError, what: str) -> NetworkError:
-    failure = NetworkError(error.errno, os.strerror(error.errno or 0))
-    failure.step = step
-    failure.message = f"{step}: {what}: {os.strerror(error.errno or 0)}"
-    return failure
+    number = error.errno or 0
+    return network_error(number, step, f"{what}: {os.strerror(number)}")
 
 
 # Options that the engine knows and `r2d2.slirp.attach` does not
