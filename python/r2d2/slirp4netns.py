@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core, slirp
 from .errors import NetworkError, R2d2Error, SpecError, network_error
+from .ports import Publish, listening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .ports import Protocol
     from .slirp import Network, Slirp
 
 __all__ = ["Api", "accept", "attach_link", "extras", "link_of_tap", "serve", "source_address"]
@@ -205,14 +207,10 @@ class Api:
         self._forwards[self._last] = _Forward(number, shown)
         return self._last
 
-    def _listen(self, proto: str, host_addr: str, host_port: int, guest_addr: str, guest_port: int) -> int:
-        kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
-        with socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK) as listener:
-            if proto == "tcp":
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host_addr, host_port))
-            if proto == "tcp":
-                listener.listen(4096)
+    def _listen(
+        self, proto: Protocol, host_addr: str, host_port: int, guest_addr: str, guest_port: int
+    ) -> int:
+        with listening(Publish(host_port, guest_port, proto, host_addr)) as listener:
             request = f"forward {proto} {guest_addr}:{guest_port}"
             return int(self._network._network.request(request, [listener.fileno()]))
 
