@@ -30,7 +30,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from . import slirp
 from .errors import ContainerClosed, SpecError, network_error, setup_error, unsupported_error
-from .ports import Port
+from .ports import Port, listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -292,19 +292,12 @@ def _free(port: Publish) -> Publish:
     Raises:
         NetworkError: it is not, or may not be listened on.
     """
-    family = socket.AF_INET6 if ":" in port.host else socket.AF_INET
-    kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(family, kind) as probe:
-        if port.protocol == "tcp":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((port.host, port.host_port))
-            if port.protocol == "tcp":
-                probe.listen()
-        except OSError as error:
-            number = error.errno or 0
-            raise network_error(number, f"listen on {port}", os.strerror(number)) from error
-        return port._replace(host_port=probe.getsockname()[1])
+    try:
+        with listening(port) as probe:
+            return port._replace(host_port=probe.getsockname()[1])
+    except OSError as error:
+        number = error.errno or 0
+        raise network_error(number, f"listen on {port}", os.strerror(number)) from error
 
 
 def attach(
