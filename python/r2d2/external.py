@@ -260,7 +260,7 @@ class External(slirp.Network):
             reply = self._program.ask({"execute": "add_hostfwd", "arguments": arguments})
             if "return" not in reply:
                 raise network_error(errno.EADDRINUSE, f"listen on {port}", str(reply.get("error")))
-            added = Port(port.protocol, port.host, found.host_port, str(self.address), port.guest_port)
+            added = _shown(self, found)
             self._ports[added] = reply["return"]["id"]
         return added
 
@@ -324,8 +324,7 @@ def attach(
             if options.engine == "slirp4netns":
                 # What is connected to is the socket, not its name: nothing stays on disk.
                 program.api = os.open(f"{place}/api", os.O_PATH | os.O_CLOEXEC)
-                for port in wanted:
-                    network.add_port(port.host_port, port.guest_port, protocol=port.protocol, host=port.host)
+                network._publish(wanted)
             else:
                 network._ports |= {_shown(network, port): 0 for port in wanted}
         except BaseException:
