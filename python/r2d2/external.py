@@ -344,9 +344,8 @@ def _start(
     """The program, and its network stands."""
     words = command_line(options, ports if options.engine == "pasta" else ())
     where = _where(options.engine, target, userns)
-    said = tempfile.TemporaryFile()  # noqa: SIM115
-    with ExitStack() as stack:
-        stack.push(_closing(said))
+    with ExitStack() as stack, ExitStack() as failed:
+        said = failed.enter_context(tempfile.TemporaryFile())
         watched = _watched(target, stack)
         inherited = list(watched)
         if options.engine == "pasta":
@@ -375,17 +374,8 @@ def _start(
             last = program.words()
             program.close()
             raise network_error(problem, f"start {program.name}", last or os.strerror(problem))
+        failed.pop_all()
         return program
-
-
-def _closing(said: IO[bytes]) -> Any:
-    """Closes it if there was an error."""
-
-    def leave(kind: object, *_: object) -> None:
-        if kind is not None:
-            said.close()
-
-    return leave
 
 
 def _where(engine: str, target: int | StrPath, userns: StrPath | None) -> list[str]:
