@@ -55,8 +55,9 @@ def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp,
     )
     if not options.configure:
         raise SpecError("configure=False: a container's programs could not configure it before they start")
-    describe(options)
-    if options.engine != "r2d2":
+    if options.engine == "r2d2":
+        describe(options)
+    else:
         from . import external
 
         external.check(options)
