@@ -46,6 +46,19 @@ def spawn(pid: int, code: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@contextmanager
+def serving(pid: int, code: str) -> Iterator[subprocess.Popen[str]]:
+    """A program there that says "ready" when it is; it is killed at the end."""
+    with spawn(pid, code) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert line == "ready\n", process.stderr.read() if process.stderr else line
+            yield process
+        finally:
+            process.kill()
+
+
 def python(pid: int, code: str, look: Callable[[], str] | None = None, seconds: float = 60) -> str:
     """Runs Python there; what it prints. If it takes too long, ``look()`` says how things stand then."""
     with spawn(pid, code) as process:

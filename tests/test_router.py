@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import r2d2
-from _guest import echo, inside, namespace, python, server
+from _guest import echo, inside, namespace, python, server, serving
 from _needs import needs
-from _nodes import ECHO, nodes, serving
+from _nodes import ECHO, nodes
 from _proc import until
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import r2d2
-from _guest import ENTER, echo, inside, interfaces, python, server
+from _guest import echo, inside, interfaces, python, server, serving
 from _needs import needs
 from _proc import until
 from r2d2 import slirp
@@ -185,13 +185,10 @@ print("ready", flush=True)
     }
 """
     with slirp.attach(guest, device=device) as network:
-        command = [*ENTER, str(guest), sys.executable, "-c", "import socket\n" + code]
         port = network.add_port(0, 8080, protocol=protocol)
         assert port.host_port != 0
         assert network.ports == (port,)
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+        with serving(guest, code):
             client = socket.socket(socket.AF_INET, getattr(socket, f"SOCK_{kind}"))
             with client:
                 client.settimeout(10)
@@ -254,16 +251,13 @@ def test_flows_and_stats(guest: int) -> None:
 
     with slirp.attach(guest, host_loopback=True) as network, server(hold) as port:
         code = f"""
-s = socket.create_connection(("10.0.2.2", {port}), 10); s.recv(1); print("up", flush=True); s.recv(1)
+s = socket.create_connection(("10.0.2.2", {port}), 10); s.recv(1); print("ready", flush=True); s.recv(1)
 """
-        with subprocess.Popen(
-            [*ENTER, str(guest), sys.executable, "-c", "import socket" + code], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+        with serving(guest, code) as process:
             (flow,) = [flow for flow in network.flows() if flow.protocol == "tcp"]
             assert (flow.state, flow.remote) == ("Established", f"10.0.2.2:{port}")
             ready.set()
+            process.wait(10)
         assert network.stats()["frames_in"] > 3
 
 

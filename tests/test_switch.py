@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import r2d2
-from _guest import inside, interfaces, namespace, python
+from _guest import inside, interfaces, namespace, python, serving
 from _needs import needs
-from _nodes import ECHO, nodes, serving
+from _nodes import ECHO, nodes
 from _proc import children, ended, until
 
 if TYPE_CHECKING:
