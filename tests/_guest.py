@@ -72,6 +72,11 @@ def python(pid: int, code: str, look: Callable[[], str] | None = None, seconds: 
     return out.strip()
 
 
+def out(container: r2d2.Container, *command: str) -> str:
+    """What a command prints in a container."""
+    return str(container.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
 def interfaces(pid: int) -> set[str]:
     """Names of the interfaces there."""
     return set(python(pid, "print(*[name for _, name in socket.if_nameindex()])").split())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import r2d2
-from _guest import asked, echo, inside, namespace, python, resolver, server, serving
+from _guest import asked, echo, inside, namespace, out, python, resolver, server, serving
 from _needs import needs
 from _nodes import ECHO, nodes
 from _proc import until
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from r2d2 import slirp
 
 pytestmark = needs("unshare")
-
-
-def out(container: r2d2.Container, *command: str) -> str:
-    return str(container.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
 def test_router_between_two_networks(device: slirp.Device) -> None:
