@@ -46,6 +46,19 @@ def spawn(pid: int, code: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@contextmanager
+def serving(pid: int, code: str) -> Iterator[subprocess.Popen[str]]:
+    """A program there that says "ready" when it is; it is killed at the end."""
+    with spawn(pid, code) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert line == "ready\n", process.stderr.read() if process.stderr else line
+            yield process
+        finally:
+            process.kill()
+
+
 def python(pid: int, code: str, look: Callable[[], str] | None = None, seconds: float = 60) -> str:
     """Runs Python there; what it prints. If it takes too long, ``look()`` says how things stand then."""
     with spawn(pid, code) as process:
@@ -57,6 +70,11 @@ def python(pid: int, code: str, look: Callable[[], str] | None = None, seconds: 
             raise AssertionError(f"{error}\n{stood}") from error
     assert process.returncode == 0, f"{err}\n{look() if look else ''}"
     return out.strip()
+
+
+def out(container: r2d2.Container, *command: str) -> str:
+    """What a command prints in a container."""
+    return str(container.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
 def interfaces(pid: int) -> set[str]:
@@ -97,6 +115,35 @@ def server(answer: Callable[[socket.socket], object], family: int = socket.AF_IN
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
+
+
+@contextmanager
+def resolver() -> Iterator[str]:
+    """A DNS server on the host's loopback that answers one query, with 192.0.2.7: its address and port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+
+        def answer() -> None:
+            query, sender = listener.recvfrom(4096)
+            reply = query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:]
+            listener.sendto(reply + b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4\xc0\0\2\7", sender)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(5)
+
+
+def asked(pid: int, server: str, *names: str) -> list[str]:
+    """What a DNS server says there: for each name the four bytes of its IPv4 address."""
+    code = f"""
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(8)
+for name in {names}:
+    label = bytes([len(name)]) + name.encode()
+    s.sendto(b"ab\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + label + b"\\0\\0\\1\\0\\1", ("{server}", 53))
+    print(*s.recv(4096)[-4:])
+"""
+    return python(pid, code).splitlines()
 
 
 def echo(connection: socket.socket) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from _guest import inside, namespace, python, spawn
+from _guest import inside, namespace, python, serving
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     import r2d2
@@ -22,19 +21,6 @@ def nodes(network: r2d2.Network, *names: str) -> Iterator[dict[str, int]]:
         for name, pid in pids.items():
             network.join(pid, name=name)
         yield pids
-
-
-@contextmanager
-def serving(pid: int, code: str) -> Iterator[subprocess.Popen[str]]:
-    """A program there that says "ready" when it is; it is killed at the end."""
-    with spawn(pid, code) as process:
-        assert process.stdout is not None
-        try:
-            line = process.stdout.readline()
-            assert line == "ready\n", process.stderr.read() if process.stderr else line
-            yield process
-        finally:
-            process.kill()
 
 
 #: Sends back what comes, to any number of clients, on port 7.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import r2d2
-from _guest import inside, python
+from _guest import inside, python, serving
 from _needs import needs
-from _nodes import ECHO, nodes, received, serving
+from _nodes import ECHO, nodes, received
 
 if TYPE_CHECKING:
     from pathlib import Path

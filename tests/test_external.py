@@ -9,20 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
 import r2d2
+from _guest import inside, interfaces, python, server, serving
 from _needs import has, needs
 from _proc import children, ended, processes, until
 from r2d2 import external, slirp
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ENGINES = [pytest.param(name, marks=needs("unshare", name, "tun")) for name in ("slirp4netns", "pasta")]
 
@@ -33,52 +30,8 @@ def engine(request: pytest.FixtureRequest) -> slirp.Engine:
     return cast("slirp.Engine", request.param)
 
 
-@pytest.fixture
-def guest() -> Iterator[int]:
-    """A process in a user and a network namespace of its own."""
-    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process.pid
-        process.kill()
-
-
-def inside(pid: int, *command: str) -> str:
-    """What a command says in the namespace."""
-    enter = ["nsenter", "-t", str(pid), "-U", "-n", "--preserve-credentials"]
-    return subprocess.run(
-        [*enter, *command], capture_output=True, text=True, check=True, timeout=60
-    ).stdout.strip()
-
-
-def python(pid: int, code: str) -> str:
-    return inside(pid, sys.executable, "-c", "import socket\n" + code)
-
-
 def has_tap(pid: int) -> bool:
-    return "tap0" in inside(pid, "ip", "link")
-
-
-@contextmanager
-def server(answer: bytes) -> Iterator[int]:
-    """A server of the host's loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(answer)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+    return "tap0" in interfaces(pid)
 
 
 def watchdogs() -> set[int]:
@@ -91,10 +44,10 @@ def test_attached_and_closed(engine: slirp.Engine, guest: int) -> None:
         assert isinstance(network, external.External)
         assert (network.engine, network.device, network.alive) == (engine, "tap", True)
         assert engine in repr(network)
-        shown = inside(guest, "ip", "addr", "show", "tap0")
+        shown = inside(guest, "ip", "addr", "show", "tap0").stdout
         assert f"inet {network.address}/25" in shown
         assert str(network.address) == "10.0.135.228"
-        assert f"default via {network.gateway}" in inside(guest, "ip", "route")
+        assert f"default via {network.gateway}" in inside(guest, "ip", "route").stdout
         assert children()[network.pid].split()[0].startswith(("slirp4netns", "pas"))
         assert len(watchdogs() - before) == 1
         for ask in (network.stats, network.flows, lambda: network.set_resolvers(["192.0.2.1"])):
@@ -114,7 +67,7 @@ def test_traffic_and_the_hosts_loopback(engine: slirp.Engine, guest: int) -> Non
 try: print(socket.create_connection(("10.0.2.2", {}), 3).recv(99).decode())
 except OSError as e: print("no")
 """
-    with server(b"from the host's loopback") as port:
+    with server(lambda client: client.sendall(b"from the host's loopback")) as port:
         with slirp.attach(guest, host_loopback=True, engine=engine):
             assert python(guest, code.format(port)) == "from the host's loopback"
         assert until(lambda: not has_tap(guest))
@@ -130,17 +83,8 @@ c, peer = s.accept(); c.sendall(b"from inside"); c.close()
 
 def fetched(guest: int, port: int) -> bytes:
     """What a server inside says to a client of the host's port."""
-    enter = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials"]
-    with subprocess.Popen(
-        [*enter, sys.executable, "-c", "import socket" + SERVE], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            with socket.create_connection(("127.0.0.1", port), 10) as client:
-                return client.recv(99)
-        finally:
-            process.kill()
+    with serving(guest, SERVE), socket.create_connection(("127.0.0.1", port), 10) as client:
+        return client.recv(99)
 
 
 def test_ports_that_are_given_at_the_start(engine: slirp.Engine, guest: int) -> None:
@@ -230,7 +174,7 @@ def test_nobody_to_attach_to(engine: slirp.Engine) -> None:
 
 def test_namespace_by_path(engine: slirp.Engine, guest: int) -> None:
     with slirp.attach(f"/proc/{guest}/ns/net", userns=f"/proc/{guest}/ns/user", engine=engine) as network:
-        assert f"inet {network.address}/24" in inside(guest, "ip", "addr", "show", "tap0")
+        assert f"inet {network.address}/24" in inside(guest, "ip", "addr", "show", "tap0").stdout
 
 
 def test_death_of_the_program_is_seen(engine: slirp.Engine, guest: int) -> None:

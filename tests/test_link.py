@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import r2d2
-from _guest import inside, python
+from _guest import inside, python, serving
 from _needs import needs
-from _nodes import ECHO, nodes, received, serving
+from _nodes import ECHO, nodes, received
+from _proc import until
 from r2d2.link import Impairment
 
 if TYPE_CHECKING:
@@ -195,8 +196,6 @@ def test_a_node_that_comes_again_finds_its_links() -> None:
     with r2d2.Network() as net, nodes(net, "a") as pids:
         with nodes(net, "b"):
             net.link("a", "b").set(delay=0.02)
-        from _proc import until
-
         assert until(lambda: list(net) == ["a"])
         with nodes(net, "b") as again, serving(again["b"], ECHO):
             assert net.link("a", "b").impairments[0].delay == 0.02

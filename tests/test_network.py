@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import r2d2
+from _guest import out
 from _proc import children, ended, until
 from r2d2.ports import Publish
 
@@ -30,10 +31,6 @@ def echo_once() -> tuple[socket.socket, int]:
     """A TCP server of the host, on its loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
     return listener, listener.getsockname()[1]
-
-
-def out(container: r2d2.Container, *command: str) -> str:
-    return str(container.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def test_interface_stands_before_the_first_program(image: r2d2.Image) -> None:

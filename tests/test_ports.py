@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import r2d2
-from _guest import python, spawn
+from _guest import python, serving
 from _needs import needs
 from _proc import until
 from r2d2 import slirp
@@ -110,10 +110,8 @@ def test_a_range_leads_inside_all_or_none(guest: int, device: slirp.Device) -> N
     first = free_ports(4)
     with (
         slirp.attach(guest, device=device) as network,
-        spawn(guest, f"PORTS = range(7000, 7004){SERVE}") as inside,
+        serving(guest, f"PORTS = range(7000, 7004){SERVE}"),
     ):
-        assert inside.stdout is not None
-        assert inside.stdout.readline()
         with (
             closing(socket.create_server(("127.0.0.1", first + 2))),
             pytest.raises(OSError, match="in use") as failure,
@@ -130,16 +128,13 @@ def test_a_range_leads_inside_all_or_none(guest: int, device: slirp.Device) -> N
                 assert told(client) == b"%d " % port.guest_port
         chosen = network.add_ports("7000-7001")
         assert len({port.host_port for port in chosen} - {0}) == 2
-        inside.kill()
 
 
 @needs("unshare")
 def test_a_unix_socket_leads_inside_both_ways(guest: int, device: slirp.Device, tmp_path: Path) -> None:
     path = tmp_path / "app.sock"
     payload = os.urandom(3_000_000)
-    with slirp.attach(guest, device=device) as network, spawn(guest, f"PORTS = [80]{SERVE}") as inside:
-        assert inside.stdout is not None
-        assert inside.stdout.readline()
+    with slirp.attach(guest, device=device) as network, serving(guest, f"PORTS = [80]{SERVE}"):
         port = network.add_socket(path, 80)
         assert (port.protocol, port.host, port.host_port) == ("unix", str(path), 0)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -165,16 +160,13 @@ def test_a_unix_socket_leads_inside_both_ways(guest: int, device: slirp.Device, 
         network.remove_port(port)
         assert not path.exists()
         network.add_socket(path, 80)
-        inside.kill()
     assert not path.exists(), "closing the network removes it"
 
 
 @needs("unshare")
 def test_descriptors_beside_the_bytes_do_not_stop_them(guest: int, tmp_path: Path) -> None:
     """A look at the queue stops where descriptors were passed; the bytes behind must come as well."""
-    with slirp.attach(guest) as network, spawn(guest, f"PORTS = [80]{SERVE}") as inside:
-        assert inside.stdout is not None
-        assert inside.stdout.readline()
+    with slirp.attach(guest) as network, serving(guest, f"PORTS = [80]{SERVE}"):
         network.add_socket(tmp_path / "s", 80)
         with socket.socket(socket.AF_UNIX) as client, open(os.devnull, "rb") as null:
             client.settimeout(20)
@@ -188,7 +180,6 @@ def test_descriptors_beside_the_bytes_do_not_stop_them(guest: int, tmp_path: Pat
                 assert more, got
                 got += more
             assert got == b"x" * 200
-        inside.kill()
 
 
 @needs("unshare")
@@ -240,9 +231,8 @@ print("ready", flush=True)
 for _ in range(3):
     s, peer = l.accept(); print(peer[1], flush=True); s.close()
 """
-    with slirp.attach(guest) as network, spawn(guest, code) as inside:
+    with slirp.attach(guest) as network, serving(guest, code) as inside:
         assert inside.stdout is not None
-        assert inside.stdout.readline()
         network.add_socket(tmp_path / "s", 80)
         for _ in range(3):
             with socket.socket(socket.AF_UNIX) as client:

@@ -5,26 +5,21 @@ from __future__ import annotations
 import errno
 import socket
 import subprocess
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 import r2d2
-from _guest import echo, inside, namespace, python, server
+from _guest import asked, echo, inside, namespace, out, python, resolver, server, serving
 from _needs import needs
-from _nodes import ECHO, nodes, serving
+from _nodes import ECHO, nodes
 from _proc import until
 
 if TYPE_CHECKING:
     from r2d2 import slirp
 
 pytestmark = needs("unshare")
-
-
-def out(container: r2d2.Container, *command: str) -> str:
-    return str(container.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
 def test_router_between_two_networks(device: slirp.Device) -> None:
@@ -132,17 +127,8 @@ except OSError as e: print(e.errno)
 
 
 def test_gateway_leads_out_and_names_are_relayed(device: slirp.Device) -> None:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as resolver, server(echo) as port:
-        resolver.bind(("127.0.0.1", 0))
-
-        def answer() -> None:
-            query, sender = resolver.recvfrom(4096)
-            reply = query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:]
-            resolver.sendto(reply + b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4\xc0\0\2\7", sender)
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        way = r2d2.Slirp(host_loopback=[port], resolvers=[f"127.0.0.1:{resolver.getsockname()[1]}"])
+    with resolver() as outside, server(echo) as port:
+        way = r2d2.Slirp(host_loopback=[port], resolvers=[outside])
         with r2d2.Network(gateway=way, device=device) as net, nodes(net, "a", "b") as pids:
             gateway = net.subnet.network_address + 1
             for pid in pids.values():
@@ -150,7 +136,6 @@ def test_gateway_leads_out_and_names_are_relayed(device: slirp.Device) -> None:
                 code = f"""
 s = socket.create_connection(("{gateway}", {port}), 10)
 data = bytes(range(256)) * 4096
-import threading
 threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR))).start()
 got = b""
 while part := s.recv(65536): got += part
@@ -158,18 +143,10 @@ print(got == data)
 """
                 assert python(pid, code) == "True"
                 assert inside(pid, "ping", "-c1", "-W5", str(gateway)).returncode == 0
-            name = """
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(8)
-for name in ("b", "example"):
-    label = bytes([len(name)]) + name.encode()
-    s.sendto(b"ab\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + label + b"\\0\\0\\1\\0\\1", ("{}", 53))
-    print(*s.recv(4096)[-4:])
-"""
-            own, other = python(pids["a"], name.format(net.resolver)).splitlines()
+            own, other = asked(pids["a"], str(net.resolver), "b", "example")
             assert own.replace(" ", ".") == str(net.members["b"].address)
             assert other == "192 0 2 7"
             # The way out is a link as all others.
             net.cut("a", "gateway")
             assert inside(pids["a"], "ping", "-c1", "-W1", str(gateway)).returncode != 0
             assert inside(pids["b"], "ping", "-c1", "-W5", str(gateway)).returncode == 0
-        thread.join(5)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import r2d2
-from _guest import ENTER, echo, inside, interfaces, python, server
+from _guest import asked, echo, inside, interfaces, python, resolver, server, serving
 from _needs import needs
 from _proc import until
 from r2d2 import slirp
@@ -185,13 +185,10 @@ print("ready", flush=True)
     }
 """
     with slirp.attach(guest, device=device) as network:
-        command = [*ENTER, str(guest), sys.executable, "-c", "import socket\n" + code]
         port = network.add_port(0, 8080, protocol=protocol)
         assert port.host_port != 0
         assert network.ports == (port,)
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+        with serving(guest, code):
             client = socket.socket(socket.AF_INET, getattr(socket, f"SOCK_{kind}"))
             with client:
                 client.settimeout(10)
@@ -221,28 +218,12 @@ def test_port_in_use_is_an_error_there_and_then(guest: int) -> None:
 
 
 def test_dns_is_relayed_with_failover_and_static_names(guest: int) -> None:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as resolver:
-        resolver.bind(("127.0.0.1", 0))
-        dead, live = "127.0.0.1:1", f"127.0.0.1:{resolver.getsockname()[1]}"
-
-        def answer() -> None:
-            query, sender = resolver.recvfrom(4096)
-            reply = query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:]
-            resolver.sendto(reply + b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4\xc0\0\2\7", sender)
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        code = """
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(8)
-for name in ("db", "example"):
-    label = bytes([len(name)]) + name.encode()
-    s.sendto(b"ab\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + label + b"\\0\\0\\1\\0\\1", ("10.0.2.3", 53))
-    print(*s.recv(4096)[-4:])
-"""
-        with slirp.attach(guest, resolvers=[dead, live], names={"db": "10.0.2.9"}) as network:
-            assert python(guest, code).splitlines() == ["10 0 2 9", "192 0 2 7"]
-            assert network.stats()["dns_failover"] >= 1
-        thread.join(5)
+    with (
+        resolver() as live,
+        slirp.attach(guest, resolvers=["127.0.0.1:1", live], names={"db": "10.0.2.9"}) as network,
+    ):
+        assert asked(guest, "10.0.2.3", "db", "example") == ["10 0 2 9", "192 0 2 7"]
+        assert network.stats()["dns_failover"] >= 1
 
 
 def test_flows_and_stats(guest: int) -> None:
@@ -254,16 +235,13 @@ def test_flows_and_stats(guest: int) -> None:
 
     with slirp.attach(guest, host_loopback=True) as network, server(hold) as port:
         code = f"""
-s = socket.create_connection(("10.0.2.2", {port}), 10); s.recv(1); print("up", flush=True); s.recv(1)
+s = socket.create_connection(("10.0.2.2", {port}), 10); s.recv(1); print("ready", flush=True); s.recv(1)
 """
-        with subprocess.Popen(
-            [*ENTER, str(guest), sys.executable, "-c", "import socket" + code], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+        with serving(guest, code) as process:
             (flow,) = [flow for flow in network.flows() if flow.protocol == "tcp"]
             assert (flow.state, flow.remote) == ("Established", f"10.0.2.2:{port}")
             ready.set()
+            process.wait(10)
         assert network.stats()["frames_in"] > 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import r2d2
+from _guest import ENTER, inside, interfaces, python, server, serving, spawn
 from _needs import needs
 from _proc import children, ended, until
 from r2d2 import slirp4netns
@@ -41,35 +42,11 @@ both = pytest.mark.parametrize("program", BOTH)
 
 
 @pytest.fixture
-def guest() -> Iterator[int]:
-    """A process in a user and a network namespace of its own."""
-    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process.pid
-        process.kill()
-
-
-@pytest.fixture
 def place() -> Iterator[Path]:
     """A directory with a name that is short enough for a socket in it."""
     path = tempfile.mkdtemp(prefix="s4", dir="/tmp")
     yield Path(path)
     shutil.rmtree(path)
-
-
-def inside(pid: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the namespace."""
-    enter = ["nsenter", "-t", str(pid), "-U", "-n", "--preserve-credentials"]
-    return subprocess.run([*enter, *command], capture_output=True, text=True, check=False, timeout=60)
-
-
-def python(pid: int, code: str) -> str:
-    """Runs Python there; what it prints."""
-    done = inside(pid, sys.executable, "-c", "import socket\n" + code)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @contextmanager
@@ -132,40 +109,6 @@ def remove(number: object) -> dict[str, object]:
 
 def error(text: str) -> bytes:
     return json.dumps({"error": {"desc": f"bad request: {text}"}}, separators=(",", ":")).encode()
-
-
-@contextmanager
-def server(answer: Any, kind: socket.SocketKind = socket.SOCK_STREAM) -> Iterator[int]:
-    """A server of the host's loopback: what it answers to a client's address."""
-    with socket.socket(socket.AF_INET, kind) as listener:
-        listener.bind(("127.0.0.1", 0))
-        if kind == socket.SOCK_STREAM:
-            listener.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    if kind == socket.SOCK_STREAM:
-                        connection, client = listener.accept()
-                        with connection:
-                            connection.sendall(answer(client))
-                    else:
-                        data, client = listener.recvfrom(100)
-                        if data == b"end":
-                            return
-                        listener.sendto(answer(client), client)
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        if kind == socket.SOCK_STREAM:
-            listener.shutdown(socket.SHUT_RDWR)
-        else:
-            with socket.socket(socket.AF_INET, kind) as last:
-                last.sendto(b"end", listener.getsockname())
-        thread.join(10)
 
 
 # The API
@@ -259,19 +202,15 @@ s = socket.socket(socket.AF_INET, {int(kind)}); s.bind(("0.0.0.0", 8080))
 print("ready", flush=True)
 {"c, _ = s.accept(); c.sendall(c.recv(9))" if proto == "tcp" else "d, c = s.recvfrom(9); s.sendto(d, c)"}
 """
-    enter = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials", sys.executable, "-c"]
     with running(program, "-c", "-a", api, guest, "tap0"):
         assert ask(api, add(proto=proto, host_addr="127.0.0.1", host_port=port, guest_port=8080)).startswith(
             b'{"return":'
         )
-        with subprocess.Popen([*enter, "import socket\n" + code], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            with socket.socket(socket.AF_INET, kind) as client:
-                client.settimeout(10)
-                client.connect(("127.0.0.1", port))
-                client.sendall(b"hello")
-                assert client.recv(100) == b"hello"
+        with serving(guest, code), socket.socket(socket.AF_INET, kind) as client:
+            client.settimeout(10)
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
         assert ask(api, remove(1)) == b'{"return":{}}'
         with socket.socket(socket.AF_INET, kind) as late, pytest.raises(ConnectionRefusedError):
             late.settimeout(10)
@@ -312,7 +251,7 @@ def test_api_socket_that_cannot_be(guest: int, place: Path) -> None:
         assert done.returncode == 125
         assert words in done.stderr
     assert (place / "file").read_text() == "keep\n"
-    assert until(lambda: "tap0" not in python(guest, "print(socket.if_nameindex())"))
+    assert until(lambda: "tap0" not in interfaces(guest))
 
 
 def test_a_socket_that_was_left_behind_is_replaced(guest: int, place: Path) -> None:
@@ -374,7 +313,7 @@ def test_host_loopback_unless_disabled(program: list[str], guest: int) -> None:
 try: print(socket.create_connection(("10.0.2.2", {}), 10).recv(9).decode())
 except OSError as e: print(e.errno)
 """
-    with server(lambda _: b"hello") as port:
+    with server(lambda client: client.sendall(b"hello")) as port:
         with running(program, "-c", guest, "tap0"):
             assert python(guest, code.format(port)) == "hello"
         assert until(lambda: "tap0" not in inside(guest, "ip", "link").stdout)
@@ -414,31 +353,30 @@ def test_namespace_by_path(program: list[str], userns: bool, guest: int) -> None
 @both
 @pytest.mark.parametrize(("given", "seen"), [("127.0.0.2", "127.0.0.2"), ("lo", "127.0.0.1")])
 def test_outbound_address(program: list[str], given: str, seen: str, guest: int) -> None:
-    def tell(client: tuple[str, int]) -> bytes:
-        return client[0].encode()
-
     with (
-        server(tell) as tcp,
-        server(tell, socket.SOCK_DGRAM) as udp,
+        server(lambda client: client.sendall(client.getpeername()[0].encode())) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
         running(program, "-c", f"--outbound-addr={given}", guest, "tap0"),
     ):
         assert (
             python(guest, f"print(socket.create_connection(('10.0.2.2', {tcp}), 10).recv(99).decode())")
             == seen
         )
-        assert (
-            python(
-                guest,
-                "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(10)\n"
-                f"s.sendto(b'x', ('10.0.2.2', {udp})); print(s.recv(99).decode())",
-            )
-            == seen
+        udp.bind(("127.0.0.1", 0))
+        udp.settimeout(10)
+        code = (
+            "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(10)\n"
+            f"s.sendto(b'x', ('10.0.2.2', {udp.getsockname()[1]})); print(s.recv(99).decode())"
         )
+        with spawn(guest, code) as client:
+            _, sender = udp.recvfrom(100)
+            udp.sendto(sender[0].encode(), sender)
+            assert client.communicate(timeout=10)[0].strip() == seen
 
 
 def test_outbound_ipv6_address(guest: int) -> None:
     """In a host of its own, so to speak, that has more than one IPv6 address."""
-    host = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials"]
+    host = [*ENTER, str(guest)]
     for command in ("link set lo up", "addr add fd77::2/128 dev lo"):
         inside(guest, "ip", *command.split()).check_returncode()
     serve = """
@@ -595,9 +533,8 @@ def tap(guest: int, flags: int) -> int:
     """A tap in the namespace: its descriptor."""
     here, there = socket.socketpair()
     with here, there:
-        enter = ["nsenter", "-t", str(guest), "-U", "-n", "--preserve-credentials"]
         subprocess.run(
-            [*enter, sys.executable, "-c", _TAP, str(there.fileno()), str(flags)],
+            [*ENTER, str(guest), sys.executable, "-c", _TAP, str(there.fileno()), str(flags)],
             check=True,
             pass_fds=[there.fileno()],
         )
@@ -611,15 +548,15 @@ def test_tap_of_somebody_else(flags: int, guest: int) -> None:
     fd = tap(guest, flags)
     payload = b"0123456789abcdef" * 200_000
     try:
-        with server(lambda _: payload) as port, running(OURS, "--netns-type=tapfd", fd, pass_fds=(fd,)):
+        with (
+            server(lambda client: client.sendall(payload)) as port,
+            running(OURS, "--netns-type=tapfd", fd, pass_fds=(fd,)),
+        ):
             code = f"""
-import hashlib
 s = socket.create_connection(("10.0.2.2", {port}), 10); h = hashlib.sha256()
 while d := s.recv(1 << 16): h.update(d)
 print(h.hexdigest())
 """
-            import hashlib
-
             assert python(guest, code) == hashlib.sha256(payload).hexdigest()
         assert "tap0" in inside(guest, "ip", "link").stdout, "it stays its maker's"
     finally:

@@ -17,19 +17,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import r2d2
-from _guest import inside, interfaces, namespace, python
+from _guest import inside, interfaces, namespace, out, python, serving
 from _needs import needs
-from _nodes import ECHO, nodes, serving
+from _nodes import ECHO, nodes
 from _proc import children, ended, until
 
 if TYPE_CHECKING:
     from r2d2 import slirp
 
 pytestmark = needs("unshare")
-
-
-def out(container: r2d2.Container, *command: str) -> str:
-    return str(container.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
 def test_members_have_addresses_and_reach_each_other(device: slirp.Device) -> None:

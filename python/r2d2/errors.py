@@ -174,6 +174,14 @@ def unsupported_error(errno: int, message: str) -> UnsupportedError:
     return error
 
 
+def network_error(errno: int, step: str, said: str) -> NetworkError:
+    """The ``NetworkError`` of this step and errno, with these words after the step's."""
+    error = NetworkError(errno, os.strerror(errno))
+    error.step = step
+    error.message = f"{step}: {said}"
+    return error
+
+
 def from_core(
     kind: str,
     message: str,

@@ -29,8 +29,8 @@ from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from . import netspec, slirp
-from .errors import ContainerClosed, NetworkError, SpecError, setup_error, unsupported_error
-from .ports import Port
+from .errors import ContainerClosed, SpecError, network_error, setup_error, unsupported_error
+from .ports import Port, listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -259,8 +259,8 @@ class External(slirp.Network):
             }
             reply = self._program.ask({"execute": "add_hostfwd", "arguments": arguments})
             if "return" not in reply:
-                raise _failure(f"listen on {port}", errno.EADDRINUSE, str(reply.get("error")))
-            added = Port(port.protocol, port.host, found.host_port, str(self.address), port.guest_port)
+                raise network_error(errno.EADDRINUSE, f"listen on {port}", str(reply.get("error")))
+            added = _shown(self, found)
             self._ports[added] = reply["return"]["id"]
         return added
 
@@ -292,26 +292,12 @@ def _free(port: Publish) -> Publish:
     Raises:
         NetworkError: it is not, or may not be listened on.
     """
-    family = socket.AF_INET6 if ":" in port.host else socket.AF_INET
-    kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(family, kind) as probe:
-        if port.protocol == "tcp":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((port.host, port.host_port))
-            if port.protocol == "tcp":
-                probe.listen()
-        except OSError as error:
-            number = error.errno or 0
-            raise _failure(f"listen on {port}", number, os.strerror(number)) from error
-        return port._replace(host_port=probe.getsockname()[1])
-
-
-def _failure(step: str, number: int, said: str) -> NetworkError:
-    failure = NetworkError(number, os.strerror(number))
-    failure.step = step
-    failure.message = f"{step}: {said or os.strerror(number)}"
-    return failure
+    try:
+        with listening(port) as probe:
+            return port._replace(host_port=probe.getsockname()[1])
+    except OSError as error:
+        number = error.errno or 0
+        raise network_error(number, f"listen on {port}", os.strerror(number)) from error
 
 
 def attach(
@@ -338,8 +324,7 @@ def attach(
             if options.engine == "slirp4netns":
                 # What is connected to is the socket, not its name: nothing stays on disk.
                 program.api = os.open(f"{place}/api", os.O_PATH | os.O_CLOEXEC)
-                for port in wanted:
-                    network.add_port(port.host_port, port.guest_port, protocol=port.protocol, host=port.host)
+                network._publish(wanted)
             else:
                 network._ports |= {_shown(network, port): 0 for port in wanted}
         except BaseException:
@@ -359,9 +344,8 @@ def _start(
     """The program, and its network stands."""
     words = command_line(options, ports if options.engine == "pasta" else ())
     where = _where(options.engine, target, userns)
-    said = tempfile.TemporaryFile()  # noqa: SIM115
-    with ExitStack() as stack:
-        stack.push(_closing(said))
+    with ExitStack() as stack, ExitStack() as failed:
+        said = failed.enter_context(tempfile.TemporaryFile())
         watched = _watched(target, stack)
         inherited = list(watched)
         if options.engine == "pasta":
@@ -389,18 +373,9 @@ def _start(
         if problem := _await(program, ready):
             last = program.words()
             program.close()
-            raise _failure(f"start {program.name}", problem, last)
+            raise network_error(problem, f"start {program.name}", last or os.strerror(problem))
+        failed.pop_all()
         return program
-
-
-def _closing(said: IO[bytes]) -> Any:
-    """Closes it if there was an error."""
-
-    def leave(kind: object, *_: object) -> None:
-        if kind is not None:
-            said.close()
-
-    return leave
 
 
 def _where(engine: str, target: int | StrPath, userns: StrPath | None) -> list[str]:

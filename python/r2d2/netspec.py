@@ -93,7 +93,7 @@ def host_dns() -> tuple[list[str], list[str]]:
     return resolvers, search
 
 
-def _rule(verb: str, rule: str) -> str:
+def checked_rule(verb: str, rule: str) -> str:
     """``192.0.2.0/24``, ``192.0.2.1:443``, ``[2001:db8::]/32:80-90`` or ``*:25`` as the engine reads it."""
     match = re.fullmatch(
         r"(\*|\[[^\]]+\](?:/\d+)?|[0-9.]+(?:/\d+)?|[0-9a-fA-F:]+/\d+)(?::(\d+)(?:-(\d+))?)?", rule
@@ -199,7 +199,7 @@ def describe(options: Slirp) -> str:
             *(f"search {domain}" for domain in search_domains(options, search)),
             *_names(options.names or {}),
             *(f"deny-name {_domain('deny_names', d)}" for d in options.deny_names),
-            *(_rule("allow", rule) for rule in options.allow),
-            *(_rule("deny", rule) for rule in options.deny),
+            *(checked_rule("allow", rule) for rule in options.allow),
+            *(checked_rule("deny", rule) for rule in options.deny),
         )
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from .errors import NetworkError, R2d2Error, SpecError
+from .errors import NetworkError, R2d2Error, SpecError, network_error
 from .explain import ExplainedStep
 from .netspec import Slirp, addresses, describe, search_domains
 from .ports import Publish, parse_ports
@@ -57,8 +57,9 @@ def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp,
     )
     if not options.configure:
         raise SpecError("configure=False: a container's programs could not configure it before they start")
-    describe(options)
-    if options.engine != "r2d2":
+    if options.engine == "r2d2":
+        describe(options)
+    else:
         from . import external
 
         external.check(options)
@@ -144,13 +145,11 @@ def listen(network: Network, port: Publish) -> None:
 
 def _failure(step: str, error: OSError) -> R2d2Error:
     number = error.errno or 0
-    failure = NetworkError(number, os.strerror(number))
-    failure.step = step
-    failure.syscall = getattr(error, "syscall", None)
     said = f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
     if isinstance(error, R2d2Error):
         said = str(error)
-    failure.message = f"{step}: {said}"
+    failure = network_error(number, step, said)
+    failure.syscall = getattr(error, "syscall", None)
     return failure.with_hint(getattr(error, "hint", None))
 
 

@@ -97,7 +97,9 @@ class Publish(NamedTuple):
             if not self.host or "\0" in self.host or length > _LONGEST_PATH:
                 raise SpecError(f"path {self.host!r}: not one of 1 to {_LONGEST_PATH} bytes (unix(7))")
         elif self.protocol in ("tcp", "udp"):
-            _check_address(self.host)
+            from .netspec import check_address
+
+            check_address(self.host)
         else:
             raise SpecError(f"port {self}: protocol {self.protocol!r} is not tcp, udp or unix")
         return self
@@ -107,15 +109,6 @@ class Publish(NamedTuple):
             return f"{self.host}:{self.guest_port}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.host_port}:{self.guest_port}/{self.protocol}"
-
-
-def _check_address(text: str) -> None:
-    import ipaddress
-
-    try:
-        ipaddress.ip_address(text)
-    except ValueError as error:
-        raise SpecError(str(error)) from None
 
 
 def _range(text: str) -> range:

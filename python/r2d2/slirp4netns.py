@@ -21,12 +21,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core, netspec, slirp
-from .errors import NetworkError, R2d2Error, SpecError
+from .errors import NetworkError, R2d2Error, SpecError, network_error
+from .ports import Publish, listening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .netspec import Slirp
+    from .ports import Protocol
     from .slirp import Network
 
 __all__ = ["Api", "accept", "attach_link", "extras", "link_of_tap", "serve", "source_address"]
@@ -206,14 +208,10 @@ class Api:
         self._forwards[self._last] = _Forward(number, shown)
         return self._last
 
-    def _listen(self, proto: str, host_addr: str, host_port: int, guest_addr: str, guest_port: int) -> int:
-        kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
-        with socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK) as listener:
-            if proto == "tcp":
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host_addr, host_port))
-            if proto == "tcp":
-                listener.listen(4096)
+    def _listen(
+        self, proto: Protocol, host_addr: str, host_port: int, guest_addr: str, guest_port: int
+    ) -> int:
+        with listening(Publish(host_port, guest_port, proto, host_addr)) as listener:
             request = f"forward {proto} {guest_addr}:{guest_port}"
             return int(self._network._network.request(request, [listener.fileno()]))
 
@@ -249,10 +247,8 @@ def _parse(request: bytes) -> Any:
 
 
 def _failure(step: str, error: OSError, what: str) -> NetworkError:
-    failure = NetworkError(error.errno, os.strerror(error.errno or 0))
-    failure.step = step
-    failure.message = f"{step}: {what}: {os.strerror(error.errno or 0)}"
-    return failure
+    number = error.errno or 0
+    return network_error(number, step, f"{what}: {os.strerror(number)}")
 
 
 # Options that the engine knows and `r2d2.slirp.attach` does not

@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import r2d2
-from _guest import namespace, python
+from _guest import namespace, python, serving
 from _needs import has
-from _nodes import ECHO, nodes, serving
+from _nodes import ECHO, nodes
 
 SINK = """
 s = socket.create_server(("", 5001)); print("ready", flush=True)

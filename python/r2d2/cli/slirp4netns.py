@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 #: Whose command line and API this is.
 _LIKE = "1.2.0"
 _DEPRECATED = {
-    "--no-host-loopback": "--disable-host-loopback",
-    "--create-sandbox": "--enable-sandbox",
+    "no_host_loopback": "disable_host_loopback",
+    "create_sandbox": "enable_sandbox",
 }
 
 
@@ -67,11 +67,16 @@ def add(verbs: Verbs) -> None:
         help="netns, or bess: PATH is a socket for User Mode Linux (default=netns)",
     )
     for name in _DEPRECATED:
-        option(name, **yes, help=argparse.SUPPRESS)
+        option(_option(name), **yes, help=argparse.SUPPRESS)
     option("-h", action="help", help=argparse.SUPPRESS)
     option("-v", "--version", action="version", version=_version(), help="show version and exit")
     option("target", metavar="PID|PATH|FD", help="a process, or a path")
     option("ifname", metavar="TAPNAME", nargs="?", default="tap0", help="the interface's name (tap0)")
+
+
+def _option(name: str) -> str:
+    """The option whose argument has this name."""
+    return "--" + name.replace("_", "-")
 
 
 def _version() -> str:
@@ -98,8 +103,10 @@ def slirp4netns(arguments: argparse.Namespace) -> int:
     from .network import _Ctrl, _ended, _stop
 
     for old, new in _DEPRECATED.items():
-        if getattr(arguments, old[2:].replace("-", "_")):
-            print(f"WARNING: {old} is deprecated, please use {new} instead.", file=sys.stderr)
+        if getattr(arguments, old):
+            words = f"{_option(old)} is deprecated, please use {_option(new)} instead."
+            print(f"WARNING: {words}", file=sys.stderr)
+            setattr(arguments, new, True)
     _check(arguments)
     with ExitStack() as stack:
         forward = stack.enter_context(forwarding())
@@ -131,10 +138,10 @@ def _check(arguments: argparse.Namespace) -> None:
     bess, tapfd = arguments.target_type == "bess", arguments.netns_type == "tapfd"
     for name in ("configure", "netns_type", "userns_path"):
         if bess and getattr(arguments, name):
-            raise SpecError(f"--{name.replace('_', '-')} conflicts with --target-type=bess")
+            raise SpecError(f"{_option(name)} conflicts with --target-type=bess")
     for name in ("configure", "userns_path"):
         if tapfd and getattr(arguments, name):
-            raise SpecError(f"--{name.replace('_', '-')} conflicts with --netns-type=tapfd")
+            raise SpecError(f"{_option(name)} conflicts with --netns-type=tapfd")
     if arguments.macaddress is not None and not arguments.configure:
         raise SpecError("--macaddress: only valid with --configure")
     if arguments.outbound_addr6 is not None and not arguments.enable_ipv6:
@@ -158,7 +165,7 @@ def _attach(arguments: argparse.Namespace) -> tuple[Network | None, int | str | 
         mtu=arguments.mtu,
         cidr=arguments.cidr,
         ipv6=arguments.enable_ipv6,
-        host_loopback=not (arguments.disable_host_loopback or arguments.no_host_loopback),
+        host_loopback=not arguments.disable_host_loopback,
         resolvers=() if arguments.disable_dns else None,
         configure=arguments.configure,
     )
@@ -208,7 +215,7 @@ def _tell(arguments: argparse.Namespace, network: Network) -> None:
     for name, value in lines:
         if value is not None:
             print(f"* {name + ':':<16} {value}")
-    if not (arguments.disable_host_loopback or arguments.no_host_loopback):
+    if not arguments.disable_host_loopback:
         print(
             f"WARNING: 127.0.0.1:* on the host is accessible as {network.gateway} "
             "(set --disable-host-loopback to prohibit connecting to 127.0.0.1:*)"

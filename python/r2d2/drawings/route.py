@@ -170,10 +170,10 @@ def _denied(options: Slirp, end: _End) -> bool:
 
 
 def _held(rules: Any, end: _End) -> bool:
-    from r2d2.slirp import _rule
+    from r2d2.netspec import checked_rule
 
     for rule in rules:
-        _, network, ports = _rule("rule", rule).split(" ")
+        _, network, ports = checked_rule("rule", rule).split(" ")
         low, high = map(int, ports.split("-"))
         if end.port and not low <= int(end.port) <= high:
             continue
