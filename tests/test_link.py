@@ -12,7 +12,7 @@ from _guest import inside, python, serving
 from _needs import needs
 from _nodes import ECHO, nodes, received
 from _proc import until
-from r2d2.link import Impairment
+from r2d2.switch.link import Impairment
 
 if TYPE_CHECKING:
     from r2d2 import slirp

@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from .call import Caller
     from .explain import Explanation
     from .files import ContainerPath
-    from .member import Interface, Member
     from .namespace import Namespaces
     from .netspec import Slirp
     from .network import Publish
     from .overlay import Changes
     from .slirp import Network, Port
     from .switch import Network as Switched
+    from .switch.member import Interface, Member
     from .users import Identity
 
     Networked: TypeAlias = Switched | Member
@@ -137,8 +137,8 @@ class Container:
         published: tuple[Publish, ...] = ()
         self._members: tuple[Member, ...] = ()
         if not isinstance(network, str) and not hasattr(network, "cidr"):
-            from .member import members_of
             from .network import ports_of
+            from .switch.member import members_of
 
             self._members = members_of(network)
             published = ports_of(ports)
@@ -223,7 +223,7 @@ class Container:
             NetworkError: its network, or one of its ports, cannot be had; nothing of it is left.
         """
         if self._members and self._handle is None:
-            from . import member
+            from .switch import member
 
             member.reserve(self)
             try:
@@ -266,7 +266,7 @@ class Container:
         if self._network is not None:
             self._network.close()
         if self._interfaces:
-            from .member import release
+            from .switch.member import release
 
             release(self)
         if self._root is not None:  # it would keep the file system alive

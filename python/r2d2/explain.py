@@ -212,7 +212,7 @@ def explain(container: Container) -> Explanation:
         explanation.steps += (explained(container.spec.slirp, number, container._network_took),)
         explanation.notes += ("script() does not carry out the last step: it takes an engine of r2d2's",)
     if container._members:
-        from .member import explained as plugged
+        from .switch.member import explained as plugged
 
         explanation.steps += tuple(plugged(container, len(explanation) + 1))
         explanation.notes += ("script() does not carry out the last steps: they take an engine of r2d2's",)

@@ -12,14 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from .errors import NetworkError, SetupError, SpecError
+from r2d2.errors import NetworkError, SetupError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .container import Container
-    from .explain import ExplainedStep
-    from .switch import Network
+    from r2d2.container import Container
+    from r2d2.explain import ExplainedStep
+
+    from . import Network
 
 __all__ = ["Interface", "Member"]
 
@@ -141,7 +142,7 @@ def members_of(network: Any) -> tuple[Member, ...]:
     Raises:
         SpecError: they can never be together.
     """
-    from .switch import Network as Switched
+    from . import Network as Switched
 
     given = (
         [network] if isinstance(network, Switched | Member) or not isinstance(network, Iterable) else network
@@ -163,7 +164,7 @@ def members_of(network: Any) -> tuple[Member, ...]:
 
 def explained(container: Container, first: int) -> Iterator[ExplainedStep]:
     """The last steps of a start, as ``explain()`` shows them."""
-    from .explain import ExplainedStep
+    from r2d2.explain import ExplainedStep
 
     for number, member in enumerate(container._members):
         name, network = member.interface or f"eth{number}", member.network
@@ -192,7 +193,8 @@ def reserve(container: Container) -> None:
 
 def connect(container: Container) -> None:
     """Gives a container that has just been started its interfaces, or ends it."""
-    from .network import listen
+    from r2d2.network import listen
+
     from .published import Outside
 
     reserved, joined = container._interfaces, []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import SpecError
+from r2d2.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,16 +15,17 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import pcapng
-from .closing import Closing
-from .errors import ContainerClosed, SpecError
+from r2d2 import pcapng
+from r2d2.closing import Closing
+from r2d2.errors import ContainerClosed, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .netspec import Address
-    from .spec import StrPath
-    from .switch import Network
+    from r2d2.netspec import Address
+    from r2d2.spec import StrPath
+
+    from . import Network
 
 __all__ = ["Capture", "Packet"]
 

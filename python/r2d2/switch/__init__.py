@@ -22,20 +22,22 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
-from . import _core
-from .closing import Closing
-from .errors import ContainerClosed, NetworkError, SpecError
+from r2d2 import _core
+from r2d2.closing import Closing
+from r2d2.errors import ContainerClosed, NetworkError, SpecError
+from r2d2.netspec import DOMAIN, IFNAME, Slirp, describe
+
 from .link import GATEWAY, Linked
 from .member import Interface, Member, Seat, check_distinct, failed, refused, route, seated, settle, tell
-from .netspec import DOMAIN, IFNAME, Slirp, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from .captured import Capture
-    from .container import Container
-    from .netspec import Address, Device
-    from .spec import StrPath
+    from r2d2.container import Container
+    from r2d2.netspec import Address, Device
+    from r2d2.spec import StrPath
+
+    from .capture import Capture
 
 __all__ = ["Network"]
 
@@ -112,7 +114,7 @@ class Network(Linked, Closing):
         mtu: int = 1500,
         device: Device = "any",
     ) -> None:
-        from .spec import check_name
+        from r2d2.spec import check_name
 
         self.subnet = _subnet(subnet)
         self.subnet6 = _subnet6(ipv6, self.subnet)
@@ -409,7 +411,7 @@ class Network(Linked, Closing):
                 (``ENOSPC``), or the interface cannot be made.
             ContainerClosed: the network, or the container, has ended.
         """
-        from .spec import check_name
+        from r2d2.spec import check_name
 
         member = self.member(address, aliases=aliases, interface=interface, routes=routes, forward=forward)
         if isinstance(container, int):
@@ -494,7 +496,7 @@ class Network(Linked, Closing):
             SpecError: it can never work.
             OSError: the file cannot be made.
         """
-        from .captured import Capture, listed, request
+        from .capture import Capture, listed, request
 
         names = [self._node(name) for name in listed(nodes)]
         limit = 256 << 20 if limit is None and path is None else limit

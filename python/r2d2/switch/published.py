@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from . import slirp
+from r2d2 import slirp
 
 if TYPE_CHECKING:
+    from . import Network
     from .member import Interface
-    from .switch import Network
 
 __all__ = ["Outside"]
 
