@@ -83,10 +83,11 @@ pub fn serve() -> Result<(), Failure> {
     let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let device = Trace::new(device, epoch.as_micros() as Time);
     let engine = Engine::new(setup.config, Sockets::new(epoll, &setup.outbound), device, 0);
+    let waiting = Waiting::new(epoll);
     sandbox::enter()?;
     control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
         .map_err(|e| Failure::new("report success", "send", e))?;
-    Loop { engine, waiting: Waiting::new(epoll), start, listeners: Vec::new() }.run();
+    Loop { engine, waiting, start, listeners: Vec::new() }.run();
     Ok(())
 }
 

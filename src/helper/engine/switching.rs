@@ -123,6 +123,7 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     let mut fabric = Fabric::new(setup.seed);
     fabric.join("gateway");
     let engine = Engine::new(setup.config, Sockets::new(epoll, &[]), near, 0);
+    let waiting = Waiting::new(epoll);
     sandbox::enter()?;
     control::send(CONTROL, "ok switch").map_err(|e| Failure::new("report success", "send", e))?;
     Loop {
@@ -136,7 +137,7 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
             epoch,
             start,
         },
-        waiting: Waiting::new(epoll),
+        waiting,
         start,
         buffer: vec![0; MAX_FRAME],
     }

@@ -20,7 +20,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Begins with some trust in looking again.
+    /// Begins with some trust in looking again. Before the sandbox, which does not tell how many processors there are.
     pub fn new(epoll: Fd) -> Self {
         let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
         Self { epoll, spin, credit: 8 }
