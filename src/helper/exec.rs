@@ -24,6 +24,10 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
+    /// No descriptors.
+    pub const NONE: Self =
+        Self { stdio: [-1; 3], status: -1, confirm: -1, memfd: -1, target: -1, pass: [-1; p::PASS] };
+
     /// Reads the order: stdio, status, confirm?, memfd?, target? (enter), passed ones.
     pub fn of(request: &Request, fds: &[i32; p::FDS]) -> Self {
         let mut rest = fds.iter().copied().skip(4);
@@ -43,6 +47,15 @@ impl Descriptors {
 fn fail(status: i32, stage: u32, errno: i32) -> ! {
     kernel::send(status, &Status { kind: p::ST_FAILED, stage, value: errno, ..Status::default() }, &[]);
     kernel::exit(127)
+}
+
+/// Closes PID 1's own descriptors (bit n of `present` is descriptor n), in a child. They would close at execve; but
+/// before that the child resolves a working directory and a program, and an image may have put `/proc/self/fd/N/..`
+/// there.
+pub fn forget(present: u32, which: impl Fn(i32) -> bool) {
+    for fd in (p::FD_CONTROL..p::FD_FREE).filter(|fd| present >> fd & 1 == 1 && which(*fd)) {
+        kernel::close(fd);
+    }
 }
 
 /// Becomes the requested program. Runs in the forked child; does not return.

@@ -13,11 +13,12 @@
 //! kernel drops unhandled ones for PID 1 (pid_namespaces(7)). It is not dumpable, so nobody in the container may
 //! trace it or read its memory.
 
+use crate::beside::Beside;
 use crate::exec::{self, Descriptors};
 use crate::files;
 use crate::kernel::{self, PollFd, Usage};
 use crate::protocol::{self as p, Request, Status};
-use crate::raw::{call, nr};
+use crate::raw::{Outcome, call, nr};
 use crate::tree;
 
 const CHILDREN: usize = 4096;
@@ -54,6 +55,8 @@ static mut INIT: Init = Init {
     connections: [0; CONNECTIONS],
     message: [0; size_of::<Request>() + p::INLINE],
 };
+
+static mut BESIDE: Beside = Beside::new();
 
 pub fn main(present: &[u8]) -> ! {
     const PR_SET_DUMPABLE: usize = 4;
@@ -218,7 +221,7 @@ impl Init {
         let slot = self.children.iter().position(|child| child.pid == 0);
         let forked = match slot {
             None => Err(kernel::EAGAIN),
-            Some(_) => kernel::fork((request.flags & p::F_STARTED != 0).then_some(&mut pidfd)),
+            Some(_) => self.begin(request, len, fds, (request.flags & p::F_STARTED != 0).then_some(&mut pidfd)),
         };
         let pid = match forked {
             Ok(0) => self.child(request, len, fds),
@@ -244,12 +247,15 @@ impl Init {
         }
     }
 
-    /// Closes PID 1's own descriptors, in a child. They would close at execve; but before that the child resolves a
-    /// working directory and a program, and an image may have put `/proc/self/fd/N/..` there.
-    fn forget(&self, which: impl Fn(i32) -> bool) {
-        for fd in (p::FD_CONTROL..p::FD_FREE).filter(|fd| self.present >> fd & 1 == 1 && which(*fd)) {
-            kernel::close(fd);
+    /// A child for the program; 0 in it, if it is a fork.
+    fn begin(&self, request: &Request, len: usize, fds: Descriptors, pidfd: Option<&mut i32>) -> Outcome {
+        let pointer = &raw mut BESIDE;
+        // SAFETY: single-threaded; while a child has it, nothing but `alive` is looked at.
+        let beside = unsafe { &mut *pointer };
+        if !beside.can(request) {
+            return kernel::fork(pidfd);
         }
+        beside.start(self.message.get(..len).unwrap_or(&[]), fds, self.present, pidfd)
     }
 
     /// The strings of the message of `len` bytes.
@@ -260,14 +266,14 @@ impl Init {
     /// In the forked child. Nothing of PID 1's may stay within the program's reach.
     fn child(&mut self, request: &Request, len: usize, fds: Descriptors) -> ! {
         if request.flags & p::F_TREE == 0 {
-            self.forget(|_| true);
+            exec::forget(self.present, |_| true);
             exec::become_program(request, self.inline(len), fds);
         }
-        self.forget(|fd| fd != p::FD_PROC); // the subreaper looks for its children there
+        exec::forget(self.present, |fd| fd != p::FD_PROC); // the subreaper looks for its children there
         tree::prepare();
         match kernel::fork(None) {
             Ok(0) => {
-                self.forget(|fd| fd == p::FD_PROC);
+                exec::forget(self.present, |fd| fd == p::FD_PROC);
                 exec::become_program(request, self.inline(len), fds)
             }
             Ok(program) => {
@@ -289,7 +295,7 @@ impl Init {
     /// Forks the one who touches files for the owner. No entry in the table: it is reaped as an orphan is.
     fn files(&mut self, fds: &[i32; p::FDS]) {
         if fds[0] >= 0 && kernel::fork(None) == Ok(0) {
-            self.forget(|fd| fd != p::FD_PROC);
+            exec::forget(self.present, |fd| fd != p::FD_PROC);
             files::serve(fds[0], &mut self.message);
         }
     }

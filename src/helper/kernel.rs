@@ -137,8 +137,7 @@ pub fn unblock_signals() {
     let _ = unsafe { call(nr::RT_SIGPROCMASK, [2, &raw const none as usize, 0, 8]) };
 }
 
-/// fork(2), optionally with a pidfd of the child. A copy, not CLONE_VM: our memory is a few pages, and a child
-/// that hangs before execve(2) must not hang PID 1.
+/// fork(2), optionally with a pidfd of the child.
 pub fn fork(pidfd: Option<&mut i32>) -> Outcome {
     const CLONE_PIDFD: usize = 0x1000;
     let (flags, pointer) = pidfd.map_or((0, 0), |fd| (CLONE_PIDFD, core::ptr::from_mut(fd) as usize));

@@ -16,6 +16,7 @@
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
+mod beside;
 mod enter;
 mod exec;
 mod files;

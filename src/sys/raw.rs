@@ -110,15 +110,16 @@ pub struct CloneArgs {
     pub set_tid_size: u64,
 }
 
-/// A thread of this process, by clone3(2): `entry(argument)` on a stack of its own, without thread-local storage.
+/// A thread of this process, or a process that has its memory, by clone3(2): `entry(argument)` on a stack of its own,
+/// without thread-local storage.
 ///
 /// # Safety
-/// The flags must be those of a thread. The stack must be writable, unused, end at a multiple of 16, and stay until
-/// the thread has ended; so must what `argument` points to. `entry` must use neither libc nor thread-local storage.
+/// `CLONE_VM` must be among the flags. The stack must be writable, unused, end at a multiple of 16, and stay until
+/// it has ended or executed a program; so must what `argument` points to. `entry` must use neither libc nor thread-local storage.
 #[cfg(target_arch = "x86_64")]
-pub unsafe fn thread(how: &CloneArgs, entry: extern "C" fn(usize) -> !, argument: usize) -> Outcome {
+pub unsafe fn clone_on_stack(how: &CloneArgs, entry: extern "C" fn(usize) -> !, argument: usize) -> Outcome {
     let result: isize;
-    // SAFETY: the new thread goes on behind the instruction on its own stack, calls, and never comes back; the kernel
+    // SAFETY: the new one goes on behind the instruction on its own stack, calls, and never comes back; the kernel
     // keeps all registers but rax, rcx and r11 in both.
     unsafe {
         core::arch::asm!(

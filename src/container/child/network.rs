@@ -127,7 +127,7 @@ impl Child<'_> {
         };
         // SAFETY: the stack is the caller's, unused, and lives like `beside` until `alive` is cleared; `make` obeys the
         // rules of the child.
-        let _ = unsafe { raw::thread(&how, make, core::ptr::from_ref(beside) as usize) };
+        let _ = unsafe { raw::clone_on_stack(&how, make, core::ptr::from_ref(beside) as usize) };
     }
 
     /// The step: joins the namespace that the thread has made, or brings up `lo` in the one there is.
