@@ -320,11 +320,18 @@ def test_the_kernel_saw_the_steps_and_nothing_else(layer: Path, tmp_path: Path) 
     seen = list(calls(child[0]))
     # Its first act belongs to no step: to die with the thread that made it, from before the first step on.
     assert seen.pop(0) == "prctl"
-    # A thread of its own makes the network namespace beside the mounts; the step that joins it tells both.
-    thread = [file for file in traces.iterdir() if "SIOCGSKNS" in file.read_text(errors="replace")]
+    # It makes the network namespace at once, while a thread of its own makes the mounts, up to the step that
+    # brings up ``lo``, which tells of it.
+    network, seen = seen[:3], seen[3:]
+    thread = [
+        file
+        for file in traces.iterdir()
+        if file != child[0] and "move_mount(" in file.read_text(errors="replace")
+    ]
     assert len(thread) == 1
-    joined = seen.index("setns")
-    seen[joined:joined] = calls(thread[0])
+    beside = next(i for i, ((_, _, title), _) in enumerate(steps) if title == "make all mounts private")
+    own = sum(len(calls) for (who, _, _), calls in steps[:beside] if who == "child")
+    seen[own:own] = [*calls(thread[0]), *network]
     ledger = "".join(
         pattern(calls, skipped=errno != "0") for (who, errno, _), calls in steps if who == "child"
     )

@@ -14,10 +14,10 @@
 #![allow(unsafe_code, reason = "the after-clone child: raw system calls are all it may use")]
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
-mod network;
+mod beside;
 mod probe;
 
-pub(super) use network::Beside;
+pub(super) use beside::Beside;
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -83,7 +83,7 @@ pub(super) struct Job<'a> {
     pub(super) steps: &'a [Step],
     pub(super) shared: &'a Shared,
     pub(super) hand: Hand,
-    /// The thread that makes the network namespace, if the plan has one.
+    /// The thread that carries out some of the steps beside the network namespace, if the plan has one.
     pub(super) beside: Option<&'a Beside>,
     /// Execve tables of [`Op::Program`], ending with null: candidates, argv, envp.
     pub(super) tables: [*const *const libc::c_char; 3],
@@ -93,8 +93,7 @@ pub(super) struct Job<'a> {
 pub(super) extern "C" fn main(job: *mut libc::c_void) -> libc::c_int {
     // SAFETY: the caller keeps the job alive until this process no longer uses its memory.
     let job = unsafe { &*job.cast::<Job<'_>>() };
-    let mut child = Child { job, root: -1, proc: -1, upper: -1, umask: 0o022, failed: 0 };
-    child.run();
+    Child::new(job).run();
     exit(127)
 }
 
@@ -137,6 +136,12 @@ fn text(string: &CStr) -> usize {
     string.as_ptr() as usize
 }
 
+impl<'a> Child<'a> {
+    const fn new(job: &'a Job<'a>) -> Self {
+        Self { job, root: -1, proc: -1, upper: -1, umask: 0o022, failed: 0 }
+    }
+}
+
 impl Child<'_> {
     fn run(&mut self) {
         const PR_SET_PDEATHSIG: usize = 1;
@@ -145,33 +150,55 @@ impl Child<'_> {
         // thread waits for us.
         let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, SIGKILL]);
         self.umask = self.call(nr::UMASK, [0]).unwrap_or(0o022); // ours alone: no CLONE_FS
-        self.begin_network();
+        let beside = self.job.beside.filter(|_| self.begin_beside());
+        let network = beside.map(|beside| (self.network_beside(beside), self.failed));
         // Ended before that was armed? What the steps make would be left to nobody.
         if self.caller_is_gone() || !self.wait_for_caller() {
             exit(127);
         }
-        for (i, step) in self.job.steps.iter().enumerate() {
-            if step.op.actor() == Actor::Caller {
-                continue;
-            }
+        let mut i = 0;
+        while let Some(step) = self.job.steps.get(i) {
             self.job.shared.step.store(i as u32, Ordering::Relaxed);
-            let outcome = self.step(&step.op);
-            if let Some(ended) = self.job.shared.ended.get(i) {
-                ended.store(now(), Ordering::Relaxed);
-            }
-            if let Err(errno) = outcome {
-                if step.optional {
-                    if let Some(skipped) = self.job.shared.skipped.get(i) {
-                        skipped.store(errno, Ordering::Relaxed);
-                    }
-                } else {
-                    self.job.shared.syscall.store(self.failed as u32, Ordering::Relaxed);
-                    self.job.shared.errno.store(errno, Ordering::Relaxed);
-                    exit(127);
+            let outcome = match beside.zip(network) {
+                Some((beside, network)) if i == beside.run.start => {
+                    i = beside.run.end; // the step `Loopback`
+                    self.job.shared.step.store(i as u32, Ordering::Relaxed);
+                    let joined = self.join_beside(beside, network);
+                    self.ended(i);
+                    joined
                 }
+                _ if step.op.actor() == Actor::Caller => Ok(()),
+                _ => self.timed(i, step),
+            };
+            if let Err(errno) = outcome {
+                self.job.shared.syscall.store(self.failed as u32, Ordering::Relaxed);
+                self.job.shared.errno.store(errno, Ordering::Relaxed);
+                exit(127);
             }
+            i += 1;
         }
         exit(127);
+    }
+
+    /// Carries out a step: `Err` is one that is not optional and has failed.
+    fn timed(&mut self, i: usize, step: &Step) -> Result<(), i32> {
+        let outcome = self.step(&step.op);
+        self.ended(i);
+        if let Err(errno) = outcome
+            && step.optional
+        {
+            if let Some(skipped) = self.job.shared.skipped.get(i) {
+                skipped.store(errno, Ordering::Relaxed);
+            }
+            return Ok(());
+        }
+        outcome
+    }
+
+    fn ended(&self, i: usize) {
+        if let Some(ended) = self.job.shared.ended.get(i) {
+            ended.store(now(), Ordering::Relaxed);
+        }
     }
 
     /// Until the caller has written the id maps. Looks up now and then whether the caller still lives: it may have

@@ -27,7 +27,7 @@ impl Op {
             Self::PivotRoot => "fchdir, pivot_root, umount2, chdir",
             Self::Chroot => "fchdir, chroot, chdir",
             Self::Hostname(_) => "sethostname",
-            Self::Loopback => "unshare, socket, ioctl, ioctl, setns",
+            Self::Loopback => "unshare, socket, ioctl",
             Self::Keyring => "keyctl",
             Self::Rlimit { .. } => "prlimit",
             Self::Capabilities { .. } | Self::NoNewPrivileges => "prctl",

@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use super::child::{self, Beside, Hand, Job, NOTE, Shared};
 use super::plan::Plan;
 use super::program;
-use super::step::{Actor, Op};
+use super::step::{Actor, Op, Step};
 use crate::cgroup::Cgroup;
 use crate::error::{Errno, Error, Result};
 use crate::namespace::{Kind, Namespaces};
@@ -124,14 +124,17 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
 
     let began = child::now();
     let stack = Stack::take().map_err(|e| fail("mmap", e))?;
-    // The network namespace is made by a thread of the child, beside the mounts (`child::network`).
+    // The network namespace is made beside the mounts (`child::beside`).
     let mut second = None;
-    if steps.iter().any(|step| matches!(step.op, Op::Loopback))
-        && let Some(all) = namespaces.as_mut().filter(|all| all.has(Kind::Net))
-    {
-        *all = all.without(Kind::Net);
+    if let Some(all) = namespaces.as_mut().filter(|all| all.has(Kind::Net)) {
         let stack = Stack::take().map_err(|e| fail("mmap", e))?;
-        second = Some((Beside::new(stack.range(), all.has(Kind::Pid)), stack));
+        match Beside::new(steps, stack.range(), all.has(Kind::Pid)) {
+            Some(beside) => {
+                *all = all.without(Kind::Net);
+                second = Some((beside, stack));
+            }
+            None => stack.give_back(),
+        }
     }
     let beside = second.as_ref().map(|(beside, _)| beside);
     let job = Job { steps, shared: &shared, hand, beside, tables: tables.pointers() };
@@ -175,13 +178,14 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         // instant. Until then it uses this very place: it must not be moved.
         beside.wait();
     }
-    if let Some((_, stack)) = second {
+    let beside = second.map(|(beside, stack)| {
         stack.give_back();
-    }
+        beside
+    });
 
     let errno = shared.errno.load(Ordering::Relaxed);
     if result.is_ok() && errno == 0 && !interrupted {
-        return Ok(Started { pid, pidfd, trace: trace(&shared, began), cgroup });
+        return Ok(Started { pid, pidfd, trace: trace(&shared, steps, began, beside.as_ref()), cgroup });
     }
     let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
     while let Ok(None) = pidfd::reap(pidfd.as_fd()) {
@@ -199,18 +203,41 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
     Err(plan.failure(step, name, Errno::from_raw(errno), note(shared)))
 }
 
-/// Durations from moments: each step lasts from the end of the one that ended before it.
-fn trace(shared: &Shared, began: u64) -> Trace {
+/// Durations from moments: each step lasts from the end of the one that ended before it, in the same thread.
+fn trace(shared: &Shared, steps: &[Step], began: u64, beside: Option<&Beside>) -> Trace {
+    let moment = |at: &AtomicU64| at.load(Ordering::Relaxed);
+    // It never began where the child did its steps itself.
+    let beside = beside.filter(|beside| moment(&beside.began) != 0);
     let mut last = began;
-    let took = shared
-        .ended
+    let mut other = beside.map_or(0, |beside| moment(&beside.began));
+    let took = steps
         .iter()
-        .map(|ended| {
-            let at = ended.load(Ordering::Relaxed);
+        .zip(&shared.ended)
+        .enumerate()
+        .map(|(i, (step, ended))| {
             // The last step ends in execve and leaves no moment: it lasts until now.
-            let at = if at == 0 { child::now() } else { at };
-            let took = at.saturating_sub(last);
-            last = last.max(at);
+            let at = match moment(ended) {
+                0 => child::now(),
+                at => at,
+            };
+            let mut extra = 0;
+            let last = match beside {
+                Some(beside) if beside.run.contains(&i) => &mut other,
+                Some(beside) => {
+                    // The child made the network namespace before its own first step.
+                    let [from, to] = [moment(&beside.network[0]), moment(&beside.network[1])];
+                    if step.op.actor() == Actor::Child {
+                        last = last.max(to);
+                    }
+                    if i == beside.run.end {
+                        extra = to.saturating_sub(from);
+                    }
+                    &mut last
+                }
+                None => &mut last,
+            };
+            let took = at.saturating_sub(*last) + extra;
+            *last = at.max(*last);
             took
         })
         .collect();
@@ -229,7 +256,7 @@ fn note(shared: Shared) -> Option<String> {
 struct Tables([Vec<*const libc::c_char>; 3]);
 
 impl Tables {
-    fn of(steps: &[super::step::Step]) -> Self {
+    fn of(steps: &[Step]) -> Self {
         let table = |strings: &[CString]| {
             strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
         };
