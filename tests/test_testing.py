@@ -473,13 +473,18 @@ def test_a_build_that_fails_is_told_once(
     monkeypatch.setenv("LOG", str(pytester.path / "log"))
     monkeypatch.setenv("CODE", "5")
     monkeypatch.delenv("CI", raising=False)  # there, pytest's summary tells errors once more, uncut
-    result = run()
-    result.assert_outcomes(errors=6)
-    out = result.stdout.str()
-    assert out.count("stderr: the-cause") == 1
-    assert out.count("Traceback") + out.count("def provision") <= 1
-    result.stdout.fnmatch_lines(["*r2d2_build: provision: CommandError*exit status 5*"])
-    assert (pytester.path / "log").read_text() == "built\n"
+    for count, args in ((6, ()), (200, ("-n", "2"))):
+        (pytester.path / "log").unlink(missing_ok=True)
+        test = next(pytester.path.glob("test_*.py"))
+        test.write_text(test.read_text().replace("range(6)", f"range({count})"))
+        result = run(*args)
+        result.assert_outcomes(errors=count)
+        out = result.stdout.str()
+        assert out.count("stderr: the-cause") == 1
+        assert out.count("def provision") <= 1, "one traceback, whoever built it"
+        assert out.count("in __call__") == 1
+        result.stdout.fnmatch_lines(["*r2d2_build: *provision: CommandError*exit status 5*"])
+        assert (pytester.path / "log").read_text() == "built\n"
 
 
 @needs("unshare")
