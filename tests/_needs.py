@@ -44,6 +44,8 @@ REASONS = {
     "testcontainers": "needs testcontainers",
     "pasta": "needs pasta",
     "tcpdump": "needs tcpdump",
+    "dpkg": "needs dpkg-deb, and packages that dpkg installed",
+    "zstd": "needs zstd",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -125,6 +127,8 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "slirp4netns": lambda: _there("slirp4netns"),
     "redis": lambda: _there("redis-server") and find_spec("redis") is not None,
     "postgresql": _postgresql,
+    "dpkg": lambda: _there("dpkg-deb") and os.path.exists("/var/lib/dpkg/status"),
+    "zstd": lambda: _there("zstd"),
     "nginx": lambda: os.path.exists("/usr/sbin/nginx"),
     "coverage": lambda: find_spec("coverage") is not None,
     "asyncio": lambda: find_spec("pytest_asyncio") is not None,

@@ -228,6 +228,27 @@ def test_clocks_of_a_container() -> None:
     assert changed(namespace.inspect()) == set()
 
 
+def test_one_offset_is_for_both_clocks_and_never_for_the_wall_clock() -> None:
+    script = "from time import *; print(monotonic(), clock_gettime(CLOCK_BOOTTIME), time())"
+    python = "/usr/bin/python3"
+    with Container(clock_offsets=3600) as ahead, Container() as plain:
+        for container, offset in ((ahead, 3600), (plain, 0)):
+            before = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
+            done = container.run([python, "-c", script], check=True, **TEXT)
+            monotonic, boottime, wall = map(float, done.stdout.split())
+            assert 0 <= monotonic - before[0] - offset < 30
+            assert 0 <= boottime - before[1] - offset < 30
+            assert -1 < wall - before[2] < 30
+            uptime = clocks(container.run(["cat", "/proc/uptime"], check=True, **TEXT))
+            assert -1 < uptime - before[1] - offset < 30
+
+
+@pytest.mark.parametrize("offsets", [(1,), (1, 2, 3), 1.5, (0, 0.5), "10", True, (2**63, 0)])
+def test_clock_offsets_that_are_none(offsets: Any) -> None:
+    with pytest.raises(SpecError, match="clock_offsets"):
+        Container(clock_offsets=offsets)
+
+
 def test_clock_offsets_that_no_kernel_takes() -> None:
     with pytest.raises(SetupError) as refused:
         namespace.unshare(["true"], clock_offsets=(-(10**9), 0))

@@ -473,13 +473,18 @@ def test_a_build_that_fails_is_told_once(
     monkeypatch.setenv("LOG", str(pytester.path / "log"))
     monkeypatch.setenv("CODE", "5")
     monkeypatch.delenv("CI", raising=False)  # there, pytest's summary tells errors once more, uncut
-    result = run()
-    result.assert_outcomes(errors=6)
-    out = result.stdout.str()
-    assert out.count("stderr: the-cause") == 1
-    assert out.count("Traceback") + out.count("def provision") <= 1
-    result.stdout.fnmatch_lines(["*r2d2_build: provision: CommandError*exit status 5*"])
-    assert (pytester.path / "log").read_text() == "built\n"
+    for count, args in ((6, ()), (200, ("-n", "2"))):
+        (pytester.path / "log").unlink(missing_ok=True)
+        test = next(pytester.path.glob("test_*.py"))
+        test.write_text(test.read_text().replace("range(6)", f"range({count})"))
+        result = run(*args)
+        result.assert_outcomes(errors=count)
+        out = result.stdout.str()
+        assert out.count("stderr: the-cause") == 1
+        assert out.count("def provision") <= 1, "one traceback, whoever built it"
+        assert out.count("in __call__") == 1
+        result.stdout.fnmatch_lines(["*r2d2_build: *provision: CommandError*exit status 5*"])
+        assert (pytester.path / "log").read_text() == "built\n"
 
 
 @needs("unshare")
@@ -548,6 +553,46 @@ def test_a_killed_worker_leaves_nothing(
     result = run("-n", "2", "--max-worker-restart=2")
     result.assert_outcomes(passed=4, failed=1)
     assert until(lambda: not _running("sleep", "1238"), 10)
+
+
+def test_a_killed_worker_takes_its_isolated_test_and_containers_along(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import os, subprocess, time, pytest
+
+        worker = os.getpid()
+
+        @pytest.fixture(scope="session")
+        def r2d2_image(r2d2_build):
+            return r2d2_build("host", lambda container: container.path("/etc/built").touch())
+
+        @pytest.fixture(scope="module")
+        def server(r2d2_image):
+            import r2d2
+            with r2d2.Container(r2d2_image) as container:
+                yield container.popen(["sleep", "1241"])
+
+        def test_container(server): pass
+
+        @pytest.mark.isolated
+        def test_long(server):
+            subprocess.Popen(["sleep", "1242"])
+            with open("pid", "w") as file:
+                file.write(f"{worker}.")
+            time.sleep(1000)
+    """)
+    told = pytester.path / "pid"
+    command = [sys.executable, "-mpytest", *QUIET, "-n", "1", "--max-worker-restart", "0"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert until(lambda: told.exists() and told.read_text().endswith("."), 60)
+            assert _running("sleep", "1241")
+            assert _running("sleep", "1242")
+            os.kill(int(told.read_text().rstrip(".")), signal.SIGKILL)
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert "crashed" in out
+    assert until(lambda: not _running("sleep", "1241") and not _running("sleep", "1242"), 10)
 
 
 def test_a_killed_pytest_takes_its_isolated_test_along(pytester: pytest.Pytester) -> None:

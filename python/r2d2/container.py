@@ -19,6 +19,7 @@ from .spec import (
     StrPath,
     check_hostname,
     check_name,
+    clock_offsets_of,
     environment,
     fall_back,
     hosts_of,
@@ -92,7 +93,10 @@ class Container:
             container, whatever happens) or ``"auto"``: memory where the kernel's tmpfs can do it (Linux 6.6).
         tmpfs_size: limit of what the container can write, in bytes or as ``"64m"``.
         upper, work: directories of an upper layer that is to stay (overlayfs, kernel documentation).
-        clock_offsets: (monotonic, boottime) in seconds, in a time namespace of its own (time_namespaces(7)).
+        clock_offsets: seconds by which the monotonic and the boot-time clock inside are ahead of the host's,
+            or behind: one number for both, or (monotonic, boottime), in a time namespace of its own
+            (time_namespaces(7)). The wall clock (CLOCK_REALTIME) is the host's always: the kernel has no
+            namespace for it.
         extra_hosts: names for /etc/hosts: ``{"db": "10.0.0.2"}``.
 
     Raises:
@@ -130,7 +134,7 @@ class Container:
         tmpfs_size: int | str | None = None,
         upper: StrPath | None = None,
         work: StrPath | None = None,
-        clock_offsets: tuple[int, int] | None = None,
+        clock_offsets: int | tuple[int, int] | None = None,
         extra_hosts: Mapping[str, str] | None = None,
     ) -> None:
         slirp: Slirp | None = None
@@ -180,7 +184,7 @@ class Container:
             tmpfs_size=None if tmpfs_size is None else size_in_bytes(tmpfs_size, "tmpfs_size"),
             upper=None if upper is None else os.fspath(upper),
             work=None if work is None else os.fspath(work),
-            clock_offsets=clock_offsets,
+            clock_offsets=clock_offsets_of(clock_offsets),
             extra_hosts=hosts_of(extra_hosts),
             slirp=slirp,
             ports=published,

@@ -18,8 +18,8 @@ class Image:
 
     Immutable, comparable, picklable; shared by any number of containers at once.
 
-    Use one of the constructors: :meth:`host`, :meth:`minimal`, :meth:`from_dir`, :meth:`scratch`; or
-    ``Container.snapshot``.
+    Use one of the constructors: :meth:`host`, :meth:`minimal`, :meth:`from_packages`, :meth:`from_dir`,
+    :meth:`scratch`; or ``Container.snapshot``.
 
     Attributes:
         kind: ``"host"``, ``"layers"``, ``"empty"`` or ``"directory"``.
@@ -156,6 +156,28 @@ class Image:
             )
         layer = chroot.build_minimal(cache_dir("minimal"), names, busybox=busybox, etc=True)
         return cls("layers", [layer], f"minimal({', '.join(names)})")
+
+    @classmethod
+    def from_packages(cls, packages: Iterable[StrPath], *, documentation: bool = False) -> Image:
+        """A root file system of Debian packages with all that they depend on, offline.
+
+        Built once and kept in the cache, as a snapshot's layer, until ``remove()``; built again when one of
+        the files changes. Maintainer scripts are not run; `r2d2.packages` says what is made in their place,
+        and ``r2d2.packages.contents(image)`` what is in it and what this user could not read.
+
+        Args:
+            packages: names of packages that are installed here, such as ``"redis-server"``, and paths of
+                .deb files, which take precedence. Essential packages of this machine are always in it.
+            documentation: with /usr/share/doc, man, info.
+
+        Raises:
+            ImageNotFound: a package, or one that is needed, is neither installed nor given.
+            ImageError: a .deb file is damaged, or would write outside of the image.
+            UnsupportedError: a .deb file is compressed in a way that this machine cannot read.
+        """
+        from .packages import build
+
+        return build(packages, documentation=documentation)
 
 
 def image_of(value: Image | str | os.PathLike[str]) -> Image:

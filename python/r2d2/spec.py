@@ -234,6 +234,18 @@ def limits(value: Limits | Mapping[str, Any] | None) -> Limits:
         raise SpecError(f"limits={value!r}: fields are {', '.join(Limits._fields)}") from error
 
 
+def clock_offsets_of(value: Any) -> tuple[int, int] | None:
+    """Checked offsets of the monotonic and the boot-time clock in seconds; one number is for both."""
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(each, int) and not isinstance(each, bool) for each in pair):
+        raise SpecError(f"clock_offsets={value!r}: whole seconds, or a pair: (monotonic, boottime)")
+    if not all(-(2**63) <= each < 2**63 for each in pair):
+        raise SpecError(f"clock_offsets={value!r}: no clock goes that far (time_namespaces(7))")
+    return pair
+
+
 def namespaces_of(network: str, userns: str, clock: bool) -> tuple[str, ...]:
     """The namespaces of a container."""
     kinds = ["mount", "pid", "uts", "ipc", "cgroup"]

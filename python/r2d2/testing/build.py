@@ -60,7 +60,7 @@ class Builder:
 
         def build() -> Image:
             if failed.exists():
-                raise _failure(key, f"failed before in this run: {failed.read_text()}")
+                raise _failure(key, f"failed before in this run: {failed.read_text()}", told=True)
             try:
                 return snapshot.cached(["kept", key], fresh) if self._keep else fresh()
             except Exception as error:
@@ -77,9 +77,11 @@ class Builder:
         return snapshot.noted(path, build)
 
 
-def _failure(key: str, text: str) -> ImageError:
+def _failure(key: str, text: str, *, told: bool = False) -> ImageError:
+    """What the plugin tells once; ``told`` by whoever built it, maybe in another worker."""
     error = ImageError(text)
-    error.r2d2_build = key  # type: ignore[attr-defined] # the plugin tells it once
+    error.r2d2_build = key  # type: ignore[attr-defined]
+    error.r2d2_told = told  # type: ignore[attr-defined]
     return error
 
 

@@ -25,6 +25,7 @@ import contextlib
 import json
 import marshal
 import os
+import select
 import signal
 import struct
 import sys
@@ -176,29 +177,91 @@ def _fork(item: pytest.Item, options: dict[str, bool], answer: _Answer) -> None:
     """Runs the protocol in a fork; returns when nothing of it is left, however it is left."""
     sys.stdout.flush()
     sys.stderr.flush()
-    reading, writing = os.pipe()
     kept = namespaces.kept(item) if options["tmp"] else []
     parent = os.getpid()
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as answers:
+        if not namespaces.can_lend():
+            if (pid := _os_fork()) == 0:
+                _child(item, options, kept, writing, parent)
+            os.close(writing)
+            _listen(answers, pid, answer, lambda status: None)
+            return
+        with contextlib.ExitStack() as stack:
+            try:
+                # One fork less: what this thread starts meanwhile is in the new PID namespace, the test, too.
+                with namespaces.lent_pid_namespace():
+                    first = stack.enter_context(namespaces.first_process())
+                    if (pid := _os_fork()) == 0:
+                        first.disown()
+                        _test(item, options, kept, writing, entered=False)
+            except OSError as error:
+                answer.take("refused", _refusal(error))
+                return
+            finally:
+                os.close(writing)
+
+            def ended(status: int | None) -> None:
+                if status is not None:
+                    answer.take("left", first.descendants())
+                    answer.take("status", status)
+                stack.close()
+
+            _listen(answers, pid, answer, ended)
+
+
+def _os_fork() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads: see above
-        pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _child(item, options, kept, writing, parent)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answers:
-        try:
-            while len(head := answers.read(8)) == 8:
-                size = struct.unpack("=Q", head)[0]
-                if len(message := answers.read(size)) == size:
-                    answer.take(*marshal.loads(message))  # noqa: S302 - data alone, of a fork of ours
-        except BaseException:
+        return os.fork()
+
+
+def _listen(answers: Any, pid: int, answer: _Answer, ended: Callable[[int | None], None]) -> None:
+    """Takes messages until the fork ended, tells ``ended`` its status, then takes what else was written.
+
+    When interrupted it kills the fork, whose status is then None.
+
+    It reads not to the end of the pipe at once: the test's own forks have it, too, and ``ended`` kills these.
+    """
+    message = bytearray()
+    pidfd = os.pidfd_open(pid)
+    status: int | None = None
+    try:
+        waiting = select.poll()
+        waiting.register(answers, select.POLLIN)
+        waiting.register(pidfd, select.POLLIN)
+        while True:
+            ready = dict(waiting.poll())
+            if answers.fileno() in ready:
+                if data := answers.read(1 << 16):
+                    message += data
+                    _parse(message, answer)
+                else:
+                    waiting.unregister(answers)
+            if pidfd in ready:
+                break
+        status = os.waitpid(pid, 0)[1]
+        ended(status)
+        message += answers.readall()
+        _parse(message, answer)
+    finally:
+        os.close(pidfd)
+        if status is None:  # interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            answers.read()  # to the end: that of everybody who has the other end
-            raise
-        finally:
             os.waitpid(pid, 0)
+            ended(None)
+            answers.readall()  # to the end: that of everybody who has the other end
+
+
+def _parse(data: bytearray, answer: _Answer) -> None:
+    while len(data) >= 8 and len(data) >= (end := 8 + struct.unpack_from("=Q", data)[0]):
+        answer.take(*marshal.loads(data[8:end]))  # noqa: S302 - data alone, of a fork of ours
+        del data[:end]
+
+
+def _refusal(error: OSError) -> str:
+    return f"isolated: {error.filename}: {error.strerror}; {namespaces.ADVICE}"
 
 
 def _child(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int, parent: int) -> None:
@@ -212,29 +275,40 @@ def _child(item: pytest.Item, options: dict[str, bool], kept: list[str], writing
             _tell(writing, "refused", reason)
             return
         namespaces.die_with_parent(parent)
-        with namespaces.first_process() as lifeline:
+        with namespaces.first_process() as first:
             pid = os.fork()
             if pid == 0:
-                os.close(lifeline)
-                _test(item, options, kept, writing)
+                first.disown()
+                _test(item, options, kept, writing, entered=True)
             _, status = os.waitpid(pid, 0)
-            _tell(writing, "left", namespaces.processes())
+            _tell(writing, "left", first.descendants())
             _tell(writing, "status", status)
         code = 0
     except OSError as error:
-        _tell(writing, "refused", f"isolated: {error.strerror}: {error.filename}; {namespaces.ADVICE}")
+        _tell(writing, "refused", _refusal(error))
     finally:
         os._exit(code)
 
 
-def _test(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int) -> None:
-    """The test itself. Never returns."""
+def _test(
+    item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int, *, entered: bool
+) -> None:
+    """The test itself. Never returns.
+
+    Args:
+        item, options, kept, writing: as above.
+        entered: whether the namespaces were entered; otherwise only the PID namespace was.
+    """
     code = 1
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         try:
-            namespaces.mounts(options, kept)
+            reason = None if entered else namespaces.enter(options, pid=False)
+            if reason is None:
+                namespaces.mounts(options, kept)
         except OSError as error:
-            reason = f"isolated: {error.strerror}: {error.filename}; {namespaces.ADVICE}"
+            reason = _refusal(error)
+        if reason is not None:
             _tell(writing, "refused", reason)
             return
         from _pytest.runner import runtestprotocol

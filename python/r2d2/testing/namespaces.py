@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import signal
 import socket
@@ -28,14 +29,38 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 ADVICE = "see r2d2.doctor()"
 
 
+@functools.cache
 def _libc() -> Any:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def enter(options: dict[str, bool]) -> str | None:
+def can_lend() -> bool:
+    """Whether this process may change, and change back, the PID namespace of its children (setns(2))."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/ns/pid", "rb") as own:
+        return bool(_libc().setns(own.fileno(), _NS["pid"]) == 0)
+
+
+@contextlib.contextmanager
+def lent_pid_namespace() -> Iterator[None]:
+    """Children that this thread starts are in a new PID namespace; later ones in its own again."""
+    with open("/proc/self/ns/pid", "rb") as own:
+        if _libc().unshare(_NS["pid"]) != 0:
+            raise _error("unshare(pid)")
+        try:
+            yield
+        finally:
+            if _libc().setns(own.fileno(), _NS["pid"]) != 0:
+                raise _error("setns(pid)")
+
+
+def enter(options: dict[str, bool], *, pid: bool = True) -> str | None:
     """Unshares; why not, if it is refused."""
     uid, gid = os.geteuid(), os.getegid()
-    kinds = ["mount", "pid", "uts", "ipc"]
+    kinds = ["mount", "uts", "ipc"]
+    if pid:
+        kinds.append("pid")
     if options["net"]:
         kinds.append("net")
     if uid != 0:
@@ -68,30 +93,67 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+class First:
+    """PID 1 of a PID namespace; everything in there ends with it (pid_namespaces(7))."""
+
+    def __init__(self, pid: int, lifeline: int) -> None:
+        self._pid = pid
+        self._lifeline = lifeline
+
+    def disown(self) -> None:
+        """In a fork: it lives no longer for this process's sake."""
+        os.close(self._lifeline)
+
+    def descendants(self) -> list[str]:
+        """What runs beside it: name, and PID inside (proc_pid_status(5))."""
+        found: dict[int, str] = {}
+        # Where the test has mounted the procfs of its namespace over ours, we are not in it.
+        first = self._pid if os.path.exists("/proc/self") else 1
+        waiting = [first]
+        while waiting:
+            pid = waiting.pop()
+            with contextlib.suppress(OSError):
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                        waiting += map(int, file.read().split())
+                if pid != first:
+                    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+                        fields = dict(line.split(":", 1) for line in file)
+                    inside = int(fields["NSpid"].split()[-1])
+                    found[inside] = f"{fields['Name'].strip()} (pid {inside} inside)"
+        return [found[pid] for pid in sorted(found)]
+
+    def end(self) -> None:
+        """Kills it and all else, and waits for that."""
+        os.close(self._lifeline)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+
 @contextlib.contextmanager
-def first_process() -> Iterator[int]:
+def first_process() -> Iterator[First]:
     """PID 1 of the new PID namespace, to which the kernel hands what others orphan.
 
     It is not a fork, which would cost as much as this process is large, but a cat(1) that waits for the end
-    of its input: when the descriptor that is yielded is closed, or whoever holds it killed, everything in the
-    namespace is.
+    of its input: when whoever has the other end closes it, or is killed, everything in the namespace is. It
+    ignores SIGCHLD, so that the kernel reaps its children; a shell sees to that, since here it would lose
+    the exit statuses of others.
     """
     reading, writing = os.pipe()
-    # Ignored signals stay so over execve(2): the kernel reaps its children.
-    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
         actions = [(os.POSIX_SPAWN_DUP2, reading, 0), *null]
-        pid = os.posix_spawnp("cat", ["cat"], os.environ, file_actions=actions)
+        command = ["sh", "-c", "trap '' CHLD; exec cat"]
+        first = First(os.posix_spawnp("sh", command, os.environ, file_actions=actions), writing)
+    except BaseException:
+        os.close(writing)
+        raise
     finally:
-        signal.signal(signal.SIGCHLD, before)
         os.close(reading)
     try:
-        yield writing
+        yield first
     finally:
-        os.close(writing)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        first.end()
 
 
 def mounts(options: dict[str, bool], kept: list[str]) -> None:
@@ -163,15 +225,9 @@ def _mount(source: str | None, target: str, fstype: str | None, flags: int, data
 
     arguments = (encoded(source), encoded(target), encoded(fstype), ctypes.c_ulong(flags), encoded(data))
     if _libc().mount(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), f"mount {target}")
+        raise _error(f"mount {target}")
 
 
-def processes() -> list[str]:
-    """What runs beside PID 1."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if pid != "1":
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as file:
-                found.append(f"{file.read().strip()} (pid {pid} inside)")
-    return found
+def _error(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), what)

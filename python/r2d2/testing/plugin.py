@@ -287,7 +287,7 @@ def pytest_runtest_makereport(
     if report.failed and call.excinfo is not None:
         shown = item.config.stash[_shown]
         key = getattr(call.excinfo.value, "r2d2_build", None)
-        if key is not None and key in shown:
+        if key is not None and (key in shown or getattr(call.excinfo.value, "r2d2_told", False)):
             report.longrepr = f"r2d2_build: {call.excinfo.value.args[0]}"
         elif key is not None:
             shown.add(key)
