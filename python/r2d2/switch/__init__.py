@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from r2d2.container import Container
+    from r2d2.drawings import Drawing
     from r2d2.netspec import Address, Device
     from r2d2.spec import StrPath
 
@@ -501,6 +502,30 @@ class Network(Linked, Closing):
         names = [self._node(name) for name in listed(nodes)]
         limit = 256 << 20 if limit is None and path is None else limit
         return Capture(self, path, request(names, at, protocol, port, host, snap, limit))
+
+    def draw(self, *others: Network, counters: bool = False) -> Drawing:
+        """A picture of it (SVG), and the same in words: members, addresses, links, partitions, the gateway.
+
+        In a notebook, a network that a cell ends in is shown so.
+
+        Args:
+            others: networks to draw below it; containers that are in several are joined by a line.
+            counters: what passed over each link so far, and what was dropped.
+
+        Raises:
+            SpecError: a network is given twice.
+            ContainerClosed: one does not run.
+        """
+        from r2d2.drawings import network
+
+        return network(self, *others, counters=counters)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For IPython: the drawing while it runs."""
+        try:
+            return self.draw()._repr_mimebundle_(include, exclude)
+        except (OSError, ContainerClosed):
+            return {"text/plain": repr(self)}
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Counters by node: packets and bytes that it sent and received, and what was dropped, by reason.

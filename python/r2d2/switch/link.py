@@ -182,6 +182,7 @@ class Linked:
         #: Whoever was a member once.
         self._known = {GATEWAY}
         self._impairments: dict[tuple[str, str], Impairment] = {}
+        self._cuts: set[tuple[str, str]] = set()
 
     def _ask(self, text: str, fds: Iterable[int] = ()) -> str:
         raise NotImplementedError
@@ -251,12 +252,17 @@ class Linked:
             if a is not b:
                 raise SpecError("heal: two nodes, or none for all")
             self._ask("heal")
+            self._cuts.clear()
         else:
             self._cut("off", [*self.link(a, b).directions])
 
     def _cut(self, how: str, ways: list[tuple[str, str]]) -> None:
         for start in range(0, len(ways), 400):  # a request has 64 KiB
             self._ask("\n".join([f"cut {how}", *(f"{a} {b}" for a, b in ways[start : start + 400])]))
+        if how == "on":
+            self._cuts.update(ways)
+        else:
+            self._cuts.difference_update(ways)
 
 
 def _hop(direction: tuple[str, str]) -> str:
