@@ -265,9 +265,10 @@ def _draw(
     spans = []
     for number, group in enumerate(facts.groups):
         if number:
-            canvas.line(gutter, y + 3, _SWITCH + 36, y + 3, color=RED, dashed=True, line=1.75)
-            canvas.text(_OUT, y + 7, "✕ partition: nothing passes", size=12, color=RED, bold=True)
-            y += 20
+            canvas.line(gutter, y + 12, _SWITCH + 36, y + 12, color=RED, dashed=True, line=1.75)
+            note = "✕ partition: nothing passes"
+            canvas.text(_SWITCH - 8, y + 6, note, size=12, color=RED, bold=True, anchor="end", room=200)
+            y += 26
         start = y
         for name in group:
             high = _member(canvas, facts, name, left, y, number)
