@@ -18,6 +18,7 @@ import errno
 import ipaddress
 import os
 import threading
+import weakref
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -40,13 +41,15 @@ if TYPE_CHECKING:
 
     from .capture import Capture
 
-__all__ = ["Network"]
+__all__ = ["Network", "open_networks"]
 
 _V4 = ipaddress.IPv4Network
 _subnets = count()
 _numbers = count(1)
 #: One for all networks of this process: a member of several is known to each of them.
 _LOCK = threading.RLock()
+#: Those that were started and not closed.
+open_networks: weakref.WeakSet[Network] = weakref.WeakSet()
 
 
 def _subnet(subnet: str | None) -> ipaddress.IPv4Network:
@@ -169,6 +172,7 @@ class Network(Linked, Closing):
             if self._network is not None or self._closed:
                 raise ContainerClosed(f"network {self.name} was started before: it is good for one life")
             self._network = _core.Network(self._description, [])
+            open_networks.add(self)
         return self
 
     def close(self) -> None:
@@ -176,6 +180,7 @@ class Network(Linked, Closing):
         with self._lock:
             self._closed = True
             self._seats.clear()
+            open_networks.discard(self)
             if self._network is not None:
                 self._network.close()
 

@@ -151,16 +151,12 @@ class Link:
         }
         changes = {name: value for name, value in given.items() if value is not None}
         for direction, old in zip(self.directions, self.impairments, strict=True):
-            self._apply(direction, old._replace(**changes).checked())  # type: ignore[arg-type]
+            self._network._impair(direction, old._replace(**changes).checked())  # type: ignore[arg-type]
 
     def clear(self) -> None:
         """Makes it a good link again. What is under way arrives as it would have."""
         for direction in self.directions:
-            self._apply(direction, Impairment())
-
-    def _apply(self, direction: tuple[str, str], how: Impairment) -> None:
-        self._network._ask(f"link {_hop(direction)} {how.words()}")
-        self._network._impairments[direction] = how
+            self._network._impair(direction, Impairment())
 
     @property
     def stats(self) -> LinkStats:
@@ -186,6 +182,10 @@ class Linked:
 
     def _ask(self, text: str, fds: Iterable[int] = ()) -> str:
         raise NotImplementedError
+
+    def _impair(self, direction: tuple[str, str], how: Impairment) -> None:
+        self._ask(f"link {_hop(direction)} {how.words()}")
+        self._impairments[direction] = how
 
     def _node(self, name: str) -> str:
         if name not in self._known:
