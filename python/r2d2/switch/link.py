@@ -247,7 +247,11 @@ class Linked:
         self._cut("on", ways)
 
     def heal(self, a: str | None = None, b: str | None = None) -> None:
-        """Ends every cut, or those between two nodes. What links do besides stays."""
+        """Ends every cut, or those between two nodes. What links do besides stays.
+
+        A member that was looking for another's hardware address meanwhile asks again when its kernel does,
+        once a second (arp(7), ``retrans_time_ms``), and TCP when its own timer says so: wait for either.
+        """
         if a is None or b is None:
             if a is not b:
                 raise SpecError("heal: two nodes, or none for all")
