@@ -44,6 +44,7 @@ REASONS = {
     "testcontainers": "needs testcontainers",
     "pasta": "needs pasta",
     "tcpdump": "needs tcpdump",
+    "tshark": "needs tshark",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -131,6 +132,7 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "testinfra": lambda: find_spec("testinfra") is not None,
     "testcontainers": lambda: find_spec("testcontainers") is not None,
     "tcpdump": lambda: _there("tcpdump"),
+    "tshark": lambda: _there("tshark"),
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 
