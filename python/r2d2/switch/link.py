@@ -226,7 +226,9 @@ class Linked:
     def partition(self, *groups: Iterable[str]) -> None:
         """Cuts every link between nodes of different groups. Nodes in none of them keep theirs.
 
-        Cuts add up until `heal`.
+        A group is of names, as they are given now: who joins later is in none and reaches every group; a
+        member that ends and comes again under its name, at any address, is where it was. Cuts add up until
+        `heal`, so a newcomer is taken in by another ``partition``.
 
         Raises:
             SpecError: no member was ever called so, or one is in two groups.
