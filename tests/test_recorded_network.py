@@ -179,3 +179,66 @@ def test_networks_left_open_are_named(
         "*test_beside_one_that_lives_on left running: network another (pid *)",
     ])  # fmt: skip
     assert "closed (pid" not in result.stdout.str()
+
+
+def test_worlds_that_go_wrong_leave_nothing(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile("""
+        import os, signal, threading, time
+        import pytest, r2d2
+        from r2d2.testing import WaitTimeout, wait_for_port
+
+        @pytest.fixture
+        def pair(network, container_factory):
+            return [container_factory(name=name, network=network) for name in ("db", "web")]
+
+        def test_name_used_twice(network, pair, container_factory):
+            with pytest.raises(r2d2.NetworkError, match="has a member 'db' already"):
+                container_factory(name="db", network=network)
+
+        def test_networks_that_overlap(network, container_factory):
+            with r2d2.Network(str(network.subnet), ipv6=False) as other:
+                with pytest.raises(r2d2.SpecError, match="overlap"):
+                    container_factory(network=[network, other])
+
+        def test_never_ready(pair):
+            with pytest.raises(WaitTimeout, match="nothing listens on port 80"):
+                wait_for_port(pair[0], 80, timeout=0.3)
+
+        def test_kills_pid_1(network, pair):
+            os.kill(pair[0].pid, signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while set(network) != {"web"} and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert set(network) == {"web"}
+
+        def test_kills_the_switch(network, pair):
+            os.kill(network.pid, signal.SIGKILL)
+            assert pair[0].run(["true"]).returncode == 0
+            raise AssertionError("and reports it")
+
+        @pytest.mark.r2d2(tmpfs_size="8m")
+        def test_fills_the_disk(container):
+            done = container.run(["dd", "if=/dev/zero", "of=/var/full", "bs=64k"], capture_output=True)
+            assert b"No space left" in done.stderr
+
+        def test_forks(pair):
+            pair[1].run(["sh", "-c", "for i in 1 2 3 4 5; do setsid sleep 1244 & done"], check=True)
+
+        def test_leaves_a_thread(pair):
+            threading.Thread(target=pair[0].run, args=(["sleep", "1244"],), daemon=True).start()
+
+        @pytest.mark.timeout(2)
+        def test_hangs(pair):
+            pair[1].run(["sleep", "1244"])
+
+        def test_after(pair):
+            assert pair[1].run(["ping", "-c1", "-W5", "db"], capture_output=True).returncode == 0
+    """)
+    result = run()
+    result.assert_outcomes(passed=8, failed=2)
+    result.stdout.fnmatch_lines(["*and reports it*", "network network-*: does not run*"])
+    result.stdout.fnmatch_lines(["*Timeout*", "$ sleep 1244*"])
+    out = result.stdout.str()
+    assert "left running" not in out
