@@ -46,6 +46,7 @@ REASONS = {
     "tcpdump": "needs tcpdump",
     "dpkg": "needs dpkg-deb, and packages that dpkg installed",
     "zstd": "needs zstd",
+    "tshark": "needs tshark",
     "tun": "needs a /dev/net/tun that this user may open",
 }
 
@@ -135,6 +136,7 @@ _PROBES: dict[str, Callable[[], bool]] = {
     "testinfra": lambda: find_spec("testinfra") is not None,
     "testcontainers": lambda: find_spec("testcontainers") is not None,
     "tcpdump": lambda: _there("tcpdump"),
+    "tshark": lambda: _there("tshark"),
     "tun": lambda: os.access("/dev/net/tun", os.R_OK | os.W_OK),
 }
 

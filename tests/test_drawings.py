@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import r2d2
+from _guest import inside
 from _needs import needs
+from _nodes import nodes
 from _proc import children, until
 from r2d2 import drawings
 from r2d2.drawings.canvas import Canvas, clean, shorten, width
@@ -351,6 +353,93 @@ def test_a_command_line_is_text_and_nothing_else(container: r2d2.Container) -> N
     assert "<script>" in drawing.text  # it was there
     assert "<script" not in drawing.svg
     checked(drawing)
+
+
+@needs("unshare")
+def test_a_network_is_drawn_with_what_its_links_do() -> None:
+    with r2d2.Network("10.89.77.0/24", seed=5, name="lan") as net, nodes(net, "db", "web", "spare") as pids:
+        net.link("db", "web").set(delay=0.02, jitter=0.005, rate=10_000_000)
+        net.node("spare").set(loss=0.25)
+        net.link("gateway", "db", both=False).set(duplicate=0.5)
+        net.cut("web", "spare", both=False)
+        shown = words(net.draw())
+        assert {"lan", "db", "web", "spare", "gateway", "no way out"} <= {*shown}
+        for member in net.members.values():
+            assert f"{member.address} {member.address6}" in shown
+            assert f"{member.name} ({member.device})" in shown
+        assert "db ↔ web: 20 ms ±5 ms, 10 Mbit/s" in shown
+        assert "gateway → db: 50 % twice" in shown
+        assert "web → spare: cut, nothing passes" in shown
+        assert "↔ 25 % lost" in shown
+        assert "packets" not in net.draw().text
+        assert net.draw() == drawings.network(net)
+        net.node("spare").clear()
+        inside(pids["web"], "ping", "-c1", "-W1", str(net.members["db"].address))
+        inside(pids["web"], "ping", "-c1", "-W1", str(net.members["spare"].address))
+        text = net.draw(counters=True).text
+        passed = net.link("web", "db", both=False).stats.packets
+        assert f"\n  web → db: {passed} packets" in text
+        cut = net.link("web", "spare", both=False).stats.dropped["cut"]
+        assert cut > 0
+        assert f"web → spare: cut, nothing passes (0 packets, {cut} cut off)" in text
+        net.heal()
+        net.link("db", "web").clear()
+        assert "cut" not in net.draw().text
+        assert "20 ms" not in net.draw().text
+        bundle = net._repr_mimebundle_()
+        assert bundle["image/svg+xml"] == net.draw().svg
+    assert net._repr_mimebundle_() == {"text/plain": repr(net)}
+    with pytest.raises(r2d2.ContainerClosed):
+        net.draw()
+
+
+@needs("unshare")
+def test_a_partition_is_drawn_between_groups() -> None:
+    names = [f"node{number}" for number in range(16)]
+    with r2d2.Network() as net, nodes(net, *names):
+        whole = net.draw()
+        assert "partition" not in whole.text
+        net.partition(names[:5], names[5:])
+        for a in names[6:9]:
+            for b in names[6:9]:
+                if a != b:
+                    net.link(a, b, both=False).set(delay=0.003)
+        drawing = net.draw()
+        shown = words(drawing)
+        assert shown.count("✕ partition: nothing passes") == 1
+        assert "among node6, node7, node8: 3 ms" in shown
+        assert f"partition: {', '.join(names[:5])} | {', '.join(names[5:])}" in drawing.text
+        assert shown.index("node4") < shown.index("✕ partition: nothing passes") < shown.index("node5")
+        net.heal("node0", "node15")  # a way between the groups: what is cut are pairs now
+        shown = words(net.draw())
+        assert "✕ partition: nothing passes" not in shown
+        assert any(each.endswith("cut, nothing passes") for each in shown)
+        net.heal()
+        net.link("node6", "node7").clear()
+        net.link("node6", "node8").clear()
+        net.link("node7", "node8").clear()
+        assert net.draw() == whole
+
+
+def test_a_router_is_drawn_in_both_of_its_networks(image: r2d2.Image) -> None:
+    with (
+        r2d2.Network(name="front") as front,
+        r2d2.Network(name="back", gateway=True) as back,
+        r2d2.Container(image, name="middle", network=[front.member(forward=True), back]),
+        r2d2.Container(image, name="web", network=front.member(aliases=["www"])),
+    ):
+        drawing = front.draw(back)
+        shown = words(drawing)
+        assert shown.count("middle") == 2
+        assert f"router, also {back.members['middle'].address} in back" in shown
+        assert "as www" in shown
+        assert {"front", "back", f"{back.subnet.network_address + 1}: the way out", "no way out"} <= {*shown}
+        assert words(front.draw()).count("middle") == 1
+        with pytest.raises(r2d2.SpecError, match="twice"):
+            front.draw(front)
+    for bad in ((), ("a string",)):
+        with pytest.raises(r2d2.SpecError):
+            drawings.network(*bad)
 
 
 def test_the_same_state_is_the_same_drawing(container: r2d2.Container) -> None:

@@ -162,7 +162,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, **QUIET)
     assert done.returncode == -9
-    assert until(lambda: not cgroups(f"r2d2-thread-{os.getpid()}"), 1)
+    assert until(lambda: not cgroups(f"r2d2-thread-{os.getpid()}-*"), 1)
 
 
 def _in_child(container: r2d2.Container, answers: Any) -> None:

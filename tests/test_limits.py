@@ -177,7 +177,25 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     pids = re.findall(r"\d+", done.stdout.decode())
     assert len(pids) == 2
-    assert until(lambda: all(ended(pid) for pid in pids) and not cgroups(f"r2d2-{name}"), 1)
+    assert until(lambda: all(ended(pid) for pid in pids) and not cgroups(f"r2d2-{name}-*"), 1)
+
+
+@needs("cgroup")
+def test_containers_of_one_name_have_their_own_limits(image: r2d2.Image) -> None:
+    name = f"twice-{os.getpid()}"
+    with (
+        r2d2.Container(image, name=name, limits={"pids": 40}) as one,
+        r2d2.Container(image, name=name, limits={"pids": 50}) as two,
+        r2d2.Container(image, name=name) as three,
+    ):
+        assert one.name == two.name == name
+        assert len({os.path.basename(path) for path in cgroups(f"r2d2-{name}-*")}) == 2
+        for container in (one, two, three):
+            container.pause()
+            container.resume()
+            container.run(["true"], check=True)
+        assert len({Path(f"/proc/{each.pid}/cgroup").read_text() for each in (one, two, three)}) == 3
+    assert not cgroups(f"r2d2-{name}-*")
 
 
 @needs("cgroup")
@@ -190,8 +208,8 @@ def test_cgroups_made_inside_go_too(image: r2d2.Image) -> None:
     with r2d2.Container(image, name=name, limits={"pids": 40}, cap_add=["SYS_ADMIN"]) as container:
         made = _shell(container, script)
         assert made.returncode == 0 or "mount" in made.stderr, made.stderr
-        assert cgroups(f"r2d2-{name}")
-    assert not cgroups(f"r2d2-{name}")
+        assert cgroups(f"r2d2-{name}-*")
+    assert not cgroups(f"r2d2-{name}-*")
     owner = f"""
 import os, signal, sys, r2d2
 container = r2d2.Container(sys.argv[1], name={name!r}, limits={{"pids": 40}}, cap_add=["SYS_ADMIN"]).start()
@@ -199,7 +217,7 @@ container.run(["sh", "-c", {script!r}])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", owner, image.layers[0]], check=False, **QUIET)
-    assert until(lambda: not cgroups(f"r2d2-{name}"), 1), cgroups(f"r2d2-{name}")
+    assert until(lambda: not cgroups(f"r2d2-{name}-*"), 1), cgroups(f"r2d2-{name}-*")
 
 
 @needs("cgroup")

@@ -202,6 +202,34 @@ def test_a_node_that_comes_again_finds_its_links() -> None:
             assert min(round_trips(net, pids["a"], "b", 3)) >= 0.04
 
 
+def test_who_joins_after_a_partition_is_in_none_of_its_groups() -> None:
+    def reaches(sender: str, receiver: str) -> bool:
+        ping = ("ping", "-c1", "-W2", str(net.members[receiver].address))
+        return inside(pids[sender], *ping).returncode == 0
+
+    with r2d2.Network() as net, nodes(net, "a", "c") as pids:
+        with pytest.raises(r2d2.SpecError, match="never had a member 'late'"):
+            net.partition(["a"], ["c", "late"])
+        assert reaches("a", "c"), "nothing was cut"
+        with nodes(net, "b") as first:
+            pids.update(first)
+            net.partition(["a"], ["b", "c"])
+            assert not reaches("a", "b")
+            assert reaches("c", "b")
+        assert until(lambda: set(net) == {"a", "c"})
+        with nodes(net, "late") as late, nodes(net, "b") as again:
+            pids.update(late | again)
+            for name in "abc":
+                assert reaches("late", name)
+            assert not reaches("a", "b"), "it has come again"
+            assert not reaches("b", "a")
+            assert reaches("c", "b")
+            net.partition(["a"], ["late"])
+            assert not reaches("late", "a")
+            assert not reaches("a", "b"), "cuts add up"
+            assert reaches("late", "b")
+
+
 def test_settings_are_kept_apart_and_checked() -> None:
     with r2d2.Network() as net, nodes(net, "a", "b"):
         link = net.link("a", "b")

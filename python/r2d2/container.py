@@ -191,6 +191,8 @@ class Container:
             resolvers=tuple(str(member.network.resolver) for member in self._members),
         )
         self._resolved: _core.Spec | None = None
+        #: What its control groups are called: names repeat, in other processes and in other PID namespaces.
+        self._group = f"{self.name}-{os.urandom(4).hex()}"
         self._handle: _core.Handle | None = None
         self._closed = False
         self._interfaces: tuple[Interface, ...] = ()
@@ -216,7 +218,7 @@ class Container:
 
     def _resolve(self) -> _core.Spec:
         if self._resolved is None:
-            self._resolved = resolve(self.spec)
+            self._resolved = resolve(self.spec, self._group)
         return self._resolved
 
     def start(self) -> Self:
@@ -640,7 +642,7 @@ class Container:
 
     def pause(self) -> None:
         """Stops every process in it: by the freezer of a cgroup where one can be had, else by SIGSTOP."""
-        self._running().pause(self.name)
+        self._running().pause(self._group)
         self._paused = True
 
     def resume(self) -> None:

@@ -347,8 +347,12 @@ def fall_back(spec: ContainerSpec, error: OSError, step: str | None) -> bool:
     return True
 
 
-def resolve(spec: ContainerSpec) -> _core.Spec:
+def resolve(spec: ContainerSpec, group: str) -> _core.Spec:
     """The same for the core: paths made absolute, sizes in bytes, names looked up on this host.
+
+    Args:
+        spec: what the user asked for.
+        group: the name of its control groups, which nobody else has.
 
     Raises:
         SpecError: an argument that can never work.
@@ -365,7 +369,7 @@ def resolve(spec: ContainerSpec) -> _core.Spec:
         rlimits.append((number, value if value >= 0 else 2**64 - 1))
     upper, work = _upper(spec)
     return _core.Spec(
-        name=spec.name,
+        name=group,
         namespaces=list(spec.namespaces),
         idmap=id_map(spec.userns),
         root=spec.image.kind,

@@ -13,6 +13,7 @@ drawn as text and can be nothing else.
 | ``trees`` | processes, mounts |
 | ``slides`` | overlays |
 | ``route`` | the way of a packet |
+| ``wiring`` | networks of containers |
 | ``timeline`` | the steps of a start |
 | ``gauges`` | control groups |
 | ``canvas``, ``facts`` | what they draw with, and what they look at |
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from r2d2.overlay import Overlay
     from r2d2.process import Process
     from r2d2.slirp import Network
+    from r2d2.switch import Network as Switched
 
 __all__ = [
     "Drawing",
@@ -38,6 +40,7 @@ __all__ = [
     "id_maps",
     "mounts",
     "namespaces",
+    "network",
     "overlay",
     "packet",
     "processes",
@@ -135,6 +138,22 @@ def packet(target: Container | Network, destination: str = "192.0.2.1:80") -> Dr
     from .route import packet as draw
 
     return draw(target, destination)
+
+
+def network(*networks: Switched, counters: bool = False) -> Drawing:
+    """Networks of containers: members and addresses, the gateway, what links do to frames, what is cut.
+
+    Args:
+        networks: one or several ``r2d2.Network``; containers that are in several are joined by a line.
+        counters: what passed over each link so far, and what was dropped.
+
+    Raises:
+        SpecError: none is given, one twice, or something else.
+        ContainerClosed: one does not run.
+    """
+    from .wiring import network as draw
+
+    return draw(networks, counters)
 
 
 def steps(target: Container | Overlay | Explanation) -> Drawing:

@@ -18,6 +18,7 @@ import errno
 import ipaddress
 import os
 import threading
+import weakref
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -34,18 +35,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from r2d2.container import Container
+    from r2d2.drawings import Drawing
     from r2d2.netspec import Address, Device
     from r2d2.spec import StrPath
 
     from .capture import Capture
 
-__all__ = ["Network"]
+__all__ = ["Network", "open_networks"]
 
 _V4 = ipaddress.IPv4Network
 _subnets = count()
 _numbers = count(1)
 #: One for all networks of this process: a member of several is known to each of them.
 _LOCK = threading.RLock()
+#: Those that were started and not closed.
+open_networks: weakref.WeakSet[Network] = weakref.WeakSet()
 
 
 def _subnet(subnet: str | None) -> ipaddress.IPv4Network:
@@ -168,6 +172,7 @@ class Network(Linked, Closing):
             if self._network is not None or self._closed:
                 raise ContainerClosed(f"network {self.name} was started before: it is good for one life")
             self._network = _core.Network(self._description, [])
+            open_networks.add(self)
         return self
 
     def close(self) -> None:
@@ -175,6 +180,7 @@ class Network(Linked, Closing):
         with self._lock:
             self._closed = True
             self._seats.clear()
+            open_networks.discard(self)
             if self._network is not None:
                 self._network.close()
 
@@ -501,6 +507,30 @@ class Network(Linked, Closing):
         names = [self._node(name) for name in listed(nodes)]
         limit = 256 << 20 if limit is None and path is None else limit
         return Capture(self, path, request(names, at, protocol, port, host, snap, limit))
+
+    def draw(self, *others: Network, counters: bool = False) -> Drawing:
+        """A picture of it (SVG), and the same in words: members, addresses, links, partitions, the gateway.
+
+        In a notebook, a network that a cell ends in is shown so.
+
+        Args:
+            others: networks to draw below it; containers that are in several are joined by a line.
+            counters: what passed over each link so far, and what was dropped.
+
+        Raises:
+            SpecError: a network is given twice.
+            ContainerClosed: one does not run.
+        """
+        from r2d2.drawings import network
+
+        return network(self, *others, counters=counters)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For IPython: the drawing while it runs."""
+        try:
+            return self.draw()._repr_mimebundle_(include, exclude)
+        except (OSError, ContainerClosed):
+            return {"text/plain": repr(self)}
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Counters by node: packets and bytes that it sent and received, and what was dropped, by reason.

@@ -31,6 +31,8 @@ __all__ = ["Capture", "Packet"]
 
 _POINTS = ("sent", "received", "both")
 _PROTOCOLS = ("arp", "icmp", "tcp", "udp")
+#: From the lowest bit on.
+_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
 _NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 
 
@@ -98,6 +100,15 @@ class Packet(NamedTuple):
         at = ip[2]
         source, destination = self.data[at : at + 2], self.data[at + 2 : at + 4]
         return int.from_bytes(source, "big"), int.from_bytes(destination, "big")
+
+    @property
+    def flags(self) -> str:
+        """TCP's flags (RFC 9293), such as ``SYN ACK``; "" of anything else."""
+        ip = self._ip()
+        if ip is None or self.protocol != "tcp" or len(self.data) < ip[2] + 14:
+            return ""
+        bits = self.data[ip[2] + 13]
+        return " ".join(name for bit, name in enumerate(_FLAGS) if bits >> bit & 1)
 
     @property
     def payload(self) -> bytes:

@@ -151,16 +151,12 @@ class Link:
         }
         changes = {name: value for name, value in given.items() if value is not None}
         for direction, old in zip(self.directions, self.impairments, strict=True):
-            self._apply(direction, old._replace(**changes).checked())  # type: ignore[arg-type]
+            self._network._impair(direction, old._replace(**changes).checked())  # type: ignore[arg-type]
 
     def clear(self) -> None:
         """Makes it a good link again. What is under way arrives as it would have."""
         for direction in self.directions:
-            self._apply(direction, Impairment())
-
-    def _apply(self, direction: tuple[str, str], how: Impairment) -> None:
-        self._network._ask(f"link {_hop(direction)} {how.words()}")
-        self._network._impairments[direction] = how
+            self._network._impair(direction, Impairment())
 
     @property
     def stats(self) -> LinkStats:
@@ -182,9 +178,14 @@ class Linked:
         #: Whoever was a member once.
         self._known = {GATEWAY}
         self._impairments: dict[tuple[str, str], Impairment] = {}
+        self._cuts: set[tuple[str, str]] = set()
 
     def _ask(self, text: str, fds: Iterable[int] = ()) -> str:
         raise NotImplementedError
+
+    def _impair(self, direction: tuple[str, str], how: Impairment) -> None:
+        self._ask(f"link {_hop(direction)} {how.words()}")
+        self._impairments[direction] = how
 
     def _node(self, name: str) -> str:
         if name not in self._known:
@@ -225,7 +226,9 @@ class Linked:
     def partition(self, *groups: Iterable[str]) -> None:
         """Cuts every link between nodes of different groups. Nodes in none of them keep theirs.
 
-        Cuts add up until `heal`.
+        A group is of names, as they are given now: who joins later is in none and reaches every group; a
+        member that ends and comes again under its name, at any address, is where it was. Cuts add up until
+        `heal`, so a newcomer is taken in by another ``partition``.
 
         Raises:
             SpecError: no member was ever called so, or one is in two groups.
@@ -246,17 +249,26 @@ class Linked:
         self._cut("on", ways)
 
     def heal(self, a: str | None = None, b: str | None = None) -> None:
-        """Ends every cut, or those between two nodes. What links do besides stays."""
+        """Ends every cut, or those between two nodes. What links do besides stays.
+
+        A member that was looking for another's hardware address meanwhile asks again when its kernel does,
+        once a second (arp(7), ``retrans_time_ms``), and TCP when its own timer says so: wait for either.
+        """
         if a is None or b is None:
             if a is not b:
                 raise SpecError("heal: two nodes, or none for all")
             self._ask("heal")
+            self._cuts.clear()
         else:
             self._cut("off", [*self.link(a, b).directions])
 
     def _cut(self, how: str, ways: list[tuple[str, str]]) -> None:
         for start in range(0, len(ways), 400):  # a request has 64 KiB
             self._ask("\n".join([f"cut {how}", *(f"{a} {b}" for a, b in ways[start : start + 400])]))
+        if how == "on":
+            self._cuts.update(ways)
+        else:
+            self._cuts.difference_update(ways)
 
 
 def _hop(direction: tuple[str, str]) -> str:

@@ -13,18 +13,18 @@ r"""The pytest plugin: containers as fixtures, and tests in namespaces of their 
         socket.create_server(("127.0.0.1", 80))
 
 Fixtures: ``container`` (a running container, fresh for each test), ``container_factory`` (makes more),
-``r2d2_image`` (what they start from), ``r2d2_build`` (provisions an image once for all tests and workers).
-The marker ``r2d2`` takes the keywords of ``r2d2.Container``; ``isolated`` is described in
-``r2d2.testing.isolated``. On a host that cannot, tests are skipped with what to do about it.
+``network`` (an ``r2d2.Network``, as fresh), ``r2d2_image`` (what containers start from), ``r2d2_build``
+(provisions an image once for all tests and workers).
+The marker ``r2d2`` takes the keywords of ``r2d2.Container``; its ``network=True`` makes the test's containers
+members of its ``network``, and a dictionary in place of True has the keywords of ``r2d2.Network``.
+``isolated`` is described in ``r2d2.testing.isolated``. On a host that cannot, tests are skipped with
+what to do about it.
 
 pytest loads this module in every run, so it imports the standard library and pytest alone.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,17 +32,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from . import leaks
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from r2d2 import Container, Image
+    from r2d2 import Container, Image, Network
 
     from .recorded import Recorded
+    from .recorded_network import RecordedNetwork
 
 _SCOPES = ("function", "class", "module", "package", "session")
-_FIXTURES = {"container", "container_factory", "r2d2_image", "r2d2_build"}
-_recorded = pytest.StashKey[list["Recorded"]]()
+_FIXTURES = {"container", "container_factory", "network", "r2d2_image", "r2d2_build"}
+_recorded = pytest.StashKey[list["Recorded | RecordedNetwork"]]()
 _new = pytest.StashKey[set[int]]()
+_opened = pytest.StashKey[list["Network"]]()
 #: In the fork of an isolated test: the way to its parent.
 _forked: Any = None
 _shown = pytest.StashKey[set[str]]()
@@ -59,10 +63,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--r2d2-required", action="store_true", help="a host that cannot make containers fails the tests"
     )
     group.addoption("--r2d2-image", metavar="IMAGE", help="what r2d2_image is: host, minimal, a directory")
-    group.addoption("--r2d2-scope", choices=_SCOPES, help="how long one container lasts (default: function)")
+    group.addoption(
+        "--r2d2-scope", choices=_SCOPES, help="how long a container and a network last (default: function)"
+    )
     group.addoption("--r2d2-keep", action="store_true", help="keep what r2d2_build made for the next run")
     parser.addini("r2d2_image", "what the fixture r2d2_image is", default="host")
-    parser.addini("r2d2_scope", "the scope of the fixture container", default="function")
+    parser.addini("r2d2_scope", "the scope of the fixtures container and network", default="function")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -170,17 +176,26 @@ def _keywords(node: pytest.Item | pytest.Collector) -> dict[str, Any]:
     return keywords
 
 
+def _joins(network: Any) -> bool:
+    """Whether a marker's ``network`` stands for the fixture of this name."""
+    return network is True or isinstance(network, dict)
+
+
 class _Factory:
     """Makes containers that end with the fixture."""
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._request = request
         self.containers: list[Recorded] = []
+        if _joins(_keywords(request.node).get("network")):
+            request.getfixturevalue("network")  # before the containers, to end after them
 
     def __call__(self, image: Any = None, **keywords: Any) -> Container:
         from .recorded import Recorded
 
         keywords = _keywords(self._request.node) | keywords
+        if _joins(keywords.get("network")):
+            keywords["network"] = self._request.getfixturevalue("network")
         marked = keywords.pop("image", None)
         chosen = marked if image is None else image
         if chosen is None:
@@ -226,6 +241,24 @@ def container_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., 
         yield factory
     finally:
         factory.close()
+
+
+@pytest.fixture(scope=_scope)
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """A running ``r2d2.Network``; the marker's ``network={"seed": 7}`` has its keywords."""
+    from .recorded_network import RecordedNetwork
+
+    marked = _keywords(request.node).get("network")
+    made = RecordedNetwork(**(marked if isinstance(marked, dict) else {}))
+    known = request.node.stash.setdefault(_recorded, [])
+    known.append(made)
+    try:
+        with _refusals(request.config):
+            made.start()
+        yield made
+    finally:
+        made.close()
+        known.remove(made)
 
 
 @pytest.fixture(scope="session")
@@ -294,32 +327,17 @@ def pytest_runtest_makereport(
     return report
 
 
-def _children() -> dict[int, str]:
-    """Our own processes, and what they are called (proc_pid_comm(5))."""
-    found = {}
-    for task in os.listdir("/proc/self/task"):
-        try:
-            pids = Path(f"/proc/self/task/{task}/children").read_text().split()
-        except OSError:
-            continue
-        for pid in map(int, pids):
-            try:
-                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
-            except OSError:
-                continue
-    return found
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Remembers which processes the test itself started."""
     if not _uses(item) or _forked is not None:
         return (yield)
-    before = _children()
+    before, networks = leaks.children(), leaks.networks()
     try:
         return (yield)
     finally:
-        item.stash[_new] = _children().keys() - before.keys()
+        item.stash[_new] = leaks.children().keys() - before.keys()
+        item.stash[_opened] = [each for each in leaks.networks() if each not in networks]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -328,27 +346,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     result = yield
     new = item.stash.get(_new, set())
     if new:
-        warn_of_leaks(item, _left(item, new))
+        fixtures = [each for node in item.listchain() for each in node.stash.get(_recorded, ())]
+        opened = [each for each in item.stash.get(_opened, []) if each.alive and each not in fixtures]
+        item.stash[_opened] = []
+        warn_of_leaks(item, leaks.left(new, opened, {each.pid for each in fixtures if each.running}))
     return result
-
-
-def _left(item: pytest.Item, new: set[int]) -> list[str]:
-    """Which of these still run and belong to no fixture that lives on."""
-    owned = set()
-    for node in item.listchain():
-        owned |= {each.pid for each in node.stash.get(_recorded, ()) if each.running}
-    pool: Any = sys.modules.get("r2d2.pool")
-    others = bool(owned) or bool(pool is not None and pool.open_pools)
-    deadline = time.monotonic() + 0.2
-    while True:
-        now = _children()
-        left = {pid: now[pid] for pid in new & now.keys() - owned}
-        if others:  # what r2d2 itself has beside PID 1s, and containers of pools, are theirs
-            left = {pid: name for pid, name in left.items() if not name.startswith("r2d2-")}
-        # One that has just been forked may still have our own name.
-        if not left or not others or time.monotonic() > deadline:
-            return [f"{name} (pid {pid})" for pid, name in sorted(left.items())]
-        time.sleep(0.01)
 
 
 def warn_of_leaks(item: pytest.Item, left: list[str]) -> None:

@@ -64,8 +64,8 @@ class Redis(Service):
 
     @property
     def url(self) -> str:
-        """For clients: ``redis://:PASSWORD@HOST:PORT/0``."""
-        return f"redis://:{quote(self.password or '')}@{self.host}:{self.port}/0"
+        """For clients: ``redis://default:PASSWORD@HOST:PORT/0`` (redis-cli wants a user, too)."""
+        return f"redis://default:{quote(self.password or '')}@{self.host}:{self.port}/0"
 
 
 class Nginx(Service):

@@ -1,0 +1,62 @@
+"""What a test left running: processes, and networks by their names.
+
+pytest loads this module in every run, so it imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from r2d2 import Network
+
+
+def children() -> dict[int, str]:
+    """Our own processes, and what they are called (proc_pid_comm(5))."""
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        try:
+            pids = Path(f"/proc/self/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for pid in map(int, pids):
+            try:
+                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+            except OSError:
+                continue
+    return found
+
+
+def networks() -> list[Network]:
+    """Networks of containers that are open."""
+    switch: Any = sys.modules.get("r2d2.switch")
+    return [] if switch is None else list(switch.open_networks)
+
+
+def left(new: set[int], opened: Iterable[Network], owned: set[int]) -> list[str]:
+    """Which of these still run and belong to no fixture that lives on.
+
+    Args:
+        new: processes that the test started.
+        opened: networks that it opened and did not close.
+        owned: processes of fixtures that are still there.
+    """
+    named = {each.pid: f"network {each.name} (pid {each.pid})" for each in opened}
+    pool: Any = sys.modules.get("r2d2.pool")
+    others = bool(owned) or bool(pool is not None and pool.open_pools)
+    deadline = time.monotonic() + 0.2
+    while True:
+        now = children()
+        found = {pid: now[pid] for pid in new & now.keys() - owned - named.keys()}
+        if others:  # what r2d2 itself has beside PID 1s, and containers of pools, are theirs
+            found = {pid: name for pid, name in found.items() if not name.startswith("r2d2-")}
+        # One that has just been forked may still have our own name.
+        if not found or not others or time.monotonic() > deadline:
+            return [*named.values(), *(f"{name} (pid {pid})" for pid, name in sorted(found.items()))]
+        time.sleep(0.01)
