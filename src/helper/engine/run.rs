@@ -117,7 +117,7 @@ impl Loop {
             let due = self.due();
             let n = self.waiting.wait(&mut events, due);
             self.engine.advance(self.now());
-            let mut frames = false;
+            let mut frames = self.engine.arrived();
             for event in events.get(..n).unwrap_or(&[]) {
                 let (token, bits) = (event.token, event.events);
                 match token {
