@@ -126,6 +126,15 @@ def test_failed_attach_ends_the_container(image: r2d2.Image) -> None:
     assert not children()
 
 
+def test_failed_start_ends_the_engine_that_was_ready(image: r2d2.Image, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    container = r2d2.Container(image, network="slirp", mounts=[r2d2.Mount(tmp_path / "file", "/bin")])
+    with pytest.raises(r2d2.SetupError, match=r"step \d+ of \d+, bind") as failure:
+        container.start()
+    assert not isinstance(failure.value, r2d2.NetworkError), "the start's own failure"
+    assert not children(), "neither PID 1 nor engine"
+
+
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [

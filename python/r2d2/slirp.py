@@ -422,9 +422,21 @@ def attach(
 
 
 def attach_as(
-    target: int | StrPath, options: Slirp, userns: StrPath | None = None, extra: Sequence[str] = ()
+    target: int | StrPath,
+    options: Slirp,
+    userns: StrPath | None = None,
+    extra: Sequence[str] = (),
+    spare: _core.SpareEngine | None = None,
 ) -> Network:
-    """`attach` with its options in one object; ``extra`` lines of the description override those before."""
+    """`attach` with its options in one object.
+
+    Args:
+        target: as of `attach`.
+        options: the rest of its arguments.
+        userns: as of `attach`.
+        extra: lines of the description that override those before.
+        spare: the engine's process, if it runs already.
+    """
     lines = [describe(options), *extra]
     with ExitStack() as stack:
         fds: list[int] = []
@@ -443,6 +455,6 @@ def attach_as(
             failure = setup_error(number, os.strerror(number), name)
             failure.step = "find the namespace"
             raise failure from None
-        engine = _core.Network("\n".join(lines), fds)
+        engine = _core.Network("\n".join(lines), fds, spare)
     address6 = ipaddress.ip_address("fd00::100") if options.ipv6 else None
     return Network(engine, options.ifname, addresses(options), address6)

@@ -9,7 +9,7 @@ use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
 use crate::tap::{self, Link, Tap};
-use crate::waiting::Waiting;
+use crate::waiting::{self, Waiting};
 use crate::{attach, interface, packet, sandbox, switching};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,8 @@ const RESERVE: u64 = 64;
 /// Sets everything up and serves until the owner or the guest is gone.
 pub fn serve() -> Result<(), Failure> {
     sys::close_range(3, u32::MAX);
+    // What takes time and needs no description comes first: the owner may still be making the namespace.
+    let (descriptors, several) = (sys::raise_descriptor_limit(), waiting::several());
     let first =
         control::receive(CONTROL, 0).map_err(|e| Failure::new("read the description", "recvmsg", e))?;
     let Some((text, fds)) = first else { return Ok(()) };
@@ -40,7 +42,6 @@ pub fn serve() -> Result<(), Failure> {
         _ => {}
     }
     let mut setup = Setup::parse(&text, fds)?;
-    let descriptors = sys::raise_descriptor_limit();
     let limit = descriptors.saturating_sub(RESERVE).max(RESERVE) as usize;
     setup.config.limits.flows = setup.config.limits.flows.min(limit);
 
@@ -83,7 +84,7 @@ pub fn serve() -> Result<(), Failure> {
     let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let device = Trace::new(device, epoch.as_micros() as Time);
     let engine = Engine::new(setup.config, Sockets::new(epoll, &setup.outbound), device, 0);
-    let waiting = Waiting::new(epoll);
+    let waiting = Waiting::new(epoll, several);
     sandbox::enter()?;
     control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
         .map_err(|e| Failure::new("report success", "send", e))?;
