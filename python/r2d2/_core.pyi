@@ -148,6 +148,10 @@ class Network:
         """
         Makes one interface of a network of containers: what it is, and its descriptor, which is the caller's.
         """
+    def leave(self, /) -> None:
+        """
+        Lets it live on without us, as long as the process that it is attached to; this object is closed.
+        """
     def outcome(self, /) -> int | None:
         """
         How the engine ended: an exit code, or a signal's number negated; None while it runs.

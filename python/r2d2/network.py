@@ -22,6 +22,7 @@ from .ports import Publish, parse_ports
 from .slirp import attach_as
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from .container import Container
@@ -116,12 +117,24 @@ def spare(options: Slirp) -> Iterator[_core.SpareEngine | None]:
         engine.close()
 
 
-def connect(container: Container, options: Slirp, engine: _core.SpareEngine | None) -> None:
-    """Gives a container that has just been started its network, or ends it."""
+def connect(
+    container: Container,
+    options: Slirp,
+    engine: _core.SpareEngine | None,
+    listener: socket.socket | None = None,
+) -> None:
+    """Gives a container that has just been started its network, or ends it.
+
+    Args:
+        container: PID 1 stands.
+        options: the network.
+        engine: its process, if it runs already.
+        listener: where the engine is to take requests besides ours.
+    """
     began = time.perf_counter_ns()
     try:
         ports = container.spec.ports
-        container._network = network = attach(container.pid, options, None, ports, engine)
+        container._network = network = attach(container.pid, options, None, ports, engine, listener)
     except BaseException as error:
         container.stop()
         if isinstance(error, OSError) and not isinstance(error, NetworkError):
@@ -138,13 +151,14 @@ def attach(
     userns: StrPath | None,
     ports: Iterable[Publish],
     spare: _core.SpareEngine | None = None,
+    listener: socket.socket | None = None,
 ) -> Network:
     """A network with its ports, by whichever engine ``options`` names."""
     if options.engine != "r2d2":
         from . import external
 
         return external.attach(target, options, userns, ports)
-    network = attach_as(target, options, userns, (), spare)
+    network = attach_as(target, options, userns, (), spare, listener)
     try:
         for port in ports:
             listen(network, port)

@@ -427,6 +427,7 @@ def attach_as(
     userns: StrPath | None = None,
     extra: Sequence[str] = (),
     spare: _core.SpareEngine | None = None,
+    listener: socket.socket | None = None,
 ) -> Network:
     """`attach` with its options in one object.
 
@@ -436,6 +437,7 @@ def attach_as(
         userns: as of `attach`.
         extra: lines of the description that override those before.
         spare: the engine's process, if it runs already.
+        listener: where the engine is to take requests besides ours; ``target`` must be a process.
     """
     lines = [describe(options), *extra]
     with ExitStack() as stack:
@@ -455,6 +457,9 @@ def attach_as(
             failure = setup_error(number, os.strerror(number), name)
             failure.step = "find the namespace"
             raise failure from None
+        if listener is not None:
+            lines.append("listen")
+            fds.append(listener.fileno())
         engine = _core.Network("\n".join(lines), fds, spare)
     address6 = ipaddress.ip_address("fd00::100") if options.ipv6 else None
     return Network(engine, options.ifname, addresses(options), address6)

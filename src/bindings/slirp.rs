@@ -95,6 +95,11 @@ impl Network {
         self.0.outcome()
     }
 
+    /// Lets it live on without us, as long as the process that it is attached to; this object is closed.
+    fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        Ok(py.detach(|| self.0.leave())?)
+    }
+
     /// Ends the engine and waits for it.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());

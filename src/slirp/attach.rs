@@ -143,6 +143,17 @@ impl Network {
         }
     }
 
+    /// Lets the engine live on when this process ends, as long as the namespace's process does; this handle is closed.
+    pub fn leave(&self) -> Result<()> {
+        self.request("keep", &[])?;
+        let pidfd = self.pidfd.try_clone();
+        let pidfd = pidfd.map_err(|e| Error::io("leave the network engine", "dup", &e, None::<&str>))?;
+        if self.process().take().is_some() {
+            pidfd::leave(pidfd);
+        }
+        Ok(())
+    }
+
     /// How the engine ended, as `subprocess` tells it: an exit code, or a signal's number negated. `None` while it runs.
     pub fn outcome(&self) -> Option<i32> {
         if self.outcome.get().is_none() {
