@@ -356,7 +356,7 @@ def test_detached_life(runtime: Path) -> None:
         assert r2d2_("logs", "one").stdout == "out\nerr\n"
         assert r2d2_("logs", "-n", "1", "one").stdout == "err\n"
         lines = r2d2_("ps").stdout.splitlines()
-        assert lines[0].split() == ["NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID"]
+        assert lines[0].split() == ["NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "PORTS"]
         assert re.fullmatch(r"one +host +sh -c 'echo out; .*… +\d+ seconds? ago +running +\d+", lines[1])
         [shown] = json.loads(r2d2_("ps", "--json").stdout)
         assert (shown["name"], shown["status"]) == ("one", "running")

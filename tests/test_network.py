@@ -126,6 +126,15 @@ def test_failed_attach_ends_the_container(image: r2d2.Image) -> None:
     assert not children()
 
 
+def test_failed_start_ends_the_engine_that_was_ready(image: r2d2.Image, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    container = r2d2.Container(image, network="slirp", mounts=[r2d2.Mount(tmp_path / "file", "/bin")])
+    with pytest.raises(r2d2.SetupError, match=r"step \d+ of \d+, bind") as failure:
+        container.start()
+    assert not isinstance(failure.value, r2d2.NetworkError), "the start's own failure"
+    assert not children(), "neither PID 1 nor engine"
+
+
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
@@ -161,11 +170,6 @@ def test_bad_arguments_are_refused_before_anything_starts(keywords: dict[str, An
 def test_ports_as_docker_writes_them(text: str, port: Publish) -> None:
     assert Publish.parse(text) == port
     assert Publish.parse(str(port)) == port
-
-
-def test_detached_containers_have_no_engine_that_could_outlive_us(image: r2d2.Image) -> None:
-    with pytest.raises(r2d2.SpecError, match="slirp"):
-        r2d2.Detached.start(["true"], image=image, network="slirp")
 
 
 def test_explain_has_it_as_the_last_step(image: r2d2.Image) -> None:

@@ -693,7 +693,7 @@ def test_resolvers_follow_the_host(guest: int, monkeypatch: pytest.MonkeyPatch) 
     stamps = iter([1, 1, 2])
     monkeypatch.setattr(slirp4netns, "_LOOK", 0.01)
     monkeypatch.setattr(slirp4netns, "_resolv_conf", lambda: next(stamps, 2))
-    monkeypatch.setattr(slirp4netns.slirp, "_host_dns", lambda: (["192.0.2.7:53"], []))
+    monkeypatch.setattr(slirp4netns.netspec, "host_dns", lambda: (["192.0.2.7:53"], []))
     with r2d2.slirp.attach(guest) as network:
         real = network.set_resolvers
 

@@ -7,7 +7,7 @@ from _typeshed import Incomplete, SupportsGetItem
 from os import PathLike
 from typing import Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["PROFILE", "Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "Spawned", "Spec", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "spawn", "start", "start_detached"]
+__all__ = ["PROFILE", "Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "SpareEngine", "Spawned", "Spec", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "spawn", "start", "start_detached"]
 
 PROFILE: Final[str]
 """
@@ -122,9 +122,9 @@ class Network:
     """
     A running network engine; `r2d2.slirp.Slirp` is the public face.
     """
-    def __new__(cls, /, description: str, fds: SupportsGetItem[int, SupportsIndex]) -> Network:
+    def __new__(cls, /, description: str, fds: SupportsGetItem[int, SupportsIndex], spare: SpareEngine | None = None) -> Network:
         """
-        Starts an engine for the namespaces that `fds` name. The descriptors stay the caller's.
+        Starts an engine for the namespaces that `fds` name, or takes a spare one. The descriptors stay the caller's.
         """
     def alive(self, /) -> bool:
         """
@@ -147,6 +147,10 @@ class Network:
     def interface(description: str, fds: SupportsGetItem[int, SupportsIndex]) -> tuple[str, int]:
         """
         Makes one interface of a network of containers: what it is, and its descriptor, which is the caller's.
+        """
+    def leave(self, /) -> None:
+        """
+        Lets it live on without us, as long as the process that it is attached to; this object is closed.
         """
     def outcome(self, /) -> int | None:
         """
@@ -323,6 +327,20 @@ class Rootfs:
     def minimal_etc(self, /) -> tuple[list[tuple[str, str | None, str]], list[str]]:
         """
         Writes passwd, group, hosts and nsswitch.conf where they are missing; the same result.
+        """
+
+@final
+class SpareEngine:
+    """
+    An engine's process that waits for its network; it ends with this object, if no network was made of it.
+    """
+    def __new__(cls, /) -> SpareEngine:
+        """
+        Starts the process.
+        """
+    def close(self, /) -> None:
+        """
+        Ends it and waits for it, unless it became a network's.
         """
 
 @final

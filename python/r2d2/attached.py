@@ -43,10 +43,16 @@ class Attached(Container):
             self._handle = handle
         finally:
             control.close()
+        if state.kept.get("slirp") is not None:
+            from .rejoined import rejoin
+
+            self._network = rejoin(state)
 
     def stop(self) -> None:
         """Lets go of it."""
         self._closed = True
+        if self._network is not None:
+            self._network.close()
 
     close = stop
 

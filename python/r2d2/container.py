@@ -239,11 +239,15 @@ class Container:
                 raise
             member.connect(self)
             return self
-        self._start(None, (-1, -1, -1))
-        if self.spec.slirp is not None:
-            from .network import connect
+        if self.spec.slirp is None or self._handle is not None:
+            self._start(None, (-1, -1, -1))
+            return self
+        from .network import connect, spare
 
-            connect(self, self.spec.slirp)
+        self._resolve()  # what can never work is said before a process is started
+        with spare(self.spec.slirp) as engine:
+            self._start(None, (-1, -1, -1))
+            connect(self, self.spec.slirp, engine)
         return self
 
     def _start(self, first: _core.Command | None, stdio: tuple[int, int, int]) -> _core.Process | None:

@@ -7,6 +7,7 @@ Each has a directory of its own below ``R2D2_RUNTIME``, else ``$XDG_RUNTIME_DIR/
 | --- | --- |
 | ``state.json`` | what it is, and how to tell its PID 1 from a later process with the same pid |
 | ``control`` | the socket on which its PID 1 takes requests |
+| ``network`` | the socket on which the engine of its network does, if it has one |
 | ``log`` | all that its main program writes; nothing limits its size but the file system and ``rlimits`` |
 | ``exit`` | the main program's wait status, written by PID 1 |
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from . import _core, statedir
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .image import Image
+    from .ports import Port
     from .process import CompletedProcess, Process
     from .spec import StrPath
 
@@ -111,11 +114,19 @@ class Detached:
         if name is None:
             name = statedir.free_name(str(image) if isinstance(image, str) else "")
         container = Container(image, name=name, **keywords)
-        if container.spec.slirp is not None:
-            raise SpecError("network='slirp': its engine ends with this process, and with it the network")
         if container._members:
             raise SpecError("network: a network of containers ends with this process")
-        with statedir.create(container.name) as place:
+        options = container.spec.slirp
+        with ExitStack() as stack:
+            engine = None
+            if options is not None:
+                from . import rejoined
+                from .network import spare
+
+                rejoined.check(container)
+                container._resolve()  # what can never work is said before a process is started
+                engine = stack.enter_context(spare(options))
+            place = stack.enter_context(statedir.create(container.name))
             container._handle = _core.start_detached(
                 container._resolve(),
                 place.listen,
@@ -123,6 +134,8 @@ class Detached:
                 os.fsencode(place.path) if remove else None,
             )
             try:
+                if options is not None:
+                    rejoined.connect(container, options, place, engine)
                 if args is not None:
                     program = container._process(
                         args, main=True, stdin=subprocess.DEVNULL, stdout=place.log, stderr=subprocess.STDOUT
@@ -133,6 +146,8 @@ class Detached:
                 place.write(state)
                 made = cls(state)
                 made._exit = os.dup(place.exit)
+                if container._network is not None:
+                    container._network._network.leave()
                 try:
                     container._handle.keep()
                     container._closed = True
@@ -206,11 +221,26 @@ class Detached:
             return None
         return self.wait()
 
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """The ports that lead inside now."""
+        from .rejoined import rejoin
+
+        network = rejoin(self._state) if self.running else None
+        if network is None:
+            return ()
+        with network:
+            return network.ports
+
     def inspect(self) -> dict[str, Any]:
         """All that is known of it, as JSON has it."""
         running = self.running
+        from dataclasses import asdict
+
+        ports = [asdict(port) for port in self.ports]
         return {
             **self._state.public(),
+            "ports": ports,
             "status": "running" if running else "exited",
             "returncode": None if running else self.returncode,
             "pid": self._state.pid if running else None,
@@ -327,7 +357,9 @@ class Detached:
         """
         from contextlib import suppress
 
-        with statedir.exit_status(self.name, self._exit) as status:
+        from .rejoined import ending
+
+        with ending(self._state), statedir.exit_status(self.name, self._exit) as status:
             with suppress(ContainerClosed):
                 if self._state.args is not None and timeout > 0:
                     self.kill(signal)

@@ -1,7 +1,8 @@
 """A container's user-mode network: what ``network=`` and ``ports=`` mean, and the last step of a start.
 
-PID 1 stands, and no program runs yet: then the engine is attached to PID 1's namespaces (`r2d2.slirp`). It
-ends with PID 1, and with this process.
+The engine's process is started before PID 1, and gets ready while PID 1 does. PID 1 stands, and no program
+runs yet: then the engine is attached to PID 1's namespaces (`r2d2.slirp`). It ends with PID 1, and with this
+process.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+from . import _core
 from .errors import NetworkError, R2d2Error, SpecError, network_error
 from .explain import ExplainedStep
 from .netspec import Slirp, addresses, describe, search_domains
@@ -19,6 +22,9 @@ from .ports import Publish, parse_ports
 from .slirp import attach_as
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
     from .container import Container
     from .netspec import Engine
     from .slirp import Network
@@ -91,11 +97,44 @@ def resolv_conf(options: Slirp) -> bytes:
     return "\n".join(lines).encode() + b"\n"
 
 
-def connect(container: Container, options: Slirp) -> None:
-    """Gives a container that has just been started its network, or ends it."""
+@contextmanager
+def spare(options: Slirp) -> Iterator[_core.SpareEngine | None]:
+    """The engine's process, started before there is anything to attach it to; ended if nobody takes it.
+
+    Raises:
+        NetworkError: it cannot be started.
+    """
+    if options.engine != "r2d2":
+        yield None  # a program of somebody else, which wants its namespace at once
+        return
+    try:
+        engine = _core.SpareEngine()
+    except OSError as error:
+        raise _failure(_TITLE, error) from error
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def connect(
+    container: Container,
+    options: Slirp,
+    engine: _core.SpareEngine | None,
+    listener: socket.socket | None = None,
+) -> None:
+    """Gives a container that has just been started its network, or ends it.
+
+    Args:
+        container: PID 1 stands.
+        options: the network.
+        engine: its process, if it runs already.
+        listener: where the engine is to take requests besides ours.
+    """
     began = time.perf_counter_ns()
     try:
-        container._network = network = attach(container.pid, options, None, container.spec.ports)
+        ports = container.spec.ports
+        container._network = network = attach(container.pid, options, None, ports, engine, listener)
     except BaseException as error:
         container.stop()
         if isinstance(error, OSError) and not isinstance(error, NetworkError):
@@ -107,14 +146,19 @@ def connect(container: Container, options: Slirp) -> None:
 
 
 def attach(
-    target: int | StrPath, options: Slirp, userns: StrPath | None, ports: Iterable[Publish]
+    target: int | StrPath,
+    options: Slirp,
+    userns: StrPath | None,
+    ports: Iterable[Publish],
+    spare: _core.SpareEngine | None = None,
+    listener: socket.socket | None = None,
 ) -> Network:
     """A network with its ports, by whichever engine ``options`` names."""
     if options.engine != "r2d2":
         from . import external
 
         return external.attach(target, options, userns, ports)
-    network = attach_as(target, options, userns)
+    network = attach_as(target, options, userns, (), spare, listener)
     try:
         for port in ports:
             listen(network, port)

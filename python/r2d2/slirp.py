@@ -422,9 +422,23 @@ def attach(
 
 
 def attach_as(
-    target: int | StrPath, options: Slirp, userns: StrPath | None = None, extra: Sequence[str] = ()
+    target: int | StrPath,
+    options: Slirp,
+    userns: StrPath | None = None,
+    extra: Sequence[str] = (),
+    spare: _core.SpareEngine | None = None,
+    listener: socket.socket | None = None,
 ) -> Network:
-    """`attach` with its options in one object; ``extra`` lines of the description override those before."""
+    """`attach` with its options in one object.
+
+    Args:
+        target: as of `attach`.
+        options: the rest of its arguments.
+        userns: as of `attach`.
+        extra: lines of the description that override those before.
+        spare: the engine's process, if it runs already.
+        listener: where the engine is to take requests besides ours; ``target`` must be a process.
+    """
     lines = [describe(options), *extra]
     with ExitStack() as stack:
         fds: list[int] = []
@@ -443,6 +457,9 @@ def attach_as(
             failure = setup_error(number, os.strerror(number), name)
             failure.step = "find the namespace"
             raise failure from None
-        engine = _core.Network("\n".join(lines), fds)
+        if listener is not None:
+            lines.append("listen")
+            fds.append(listener.fileno())
+        engine = _core.Network("\n".join(lines), fds, spare)
     address6 = ipaddress.ip_address("fd00::100") if options.ipv6 else None
     return Network(engine, options.ifname, addresses(options), address6)

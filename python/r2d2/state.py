@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .image import Image
+from .netspec import Slirp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,6 +120,8 @@ class State(NamedTuple):
         kept = dict(self.kept)
         kept.pop("name", None)
         kept.pop("parts", None)
+        if isinstance(kept.get("slirp"), list | tuple):
+            kept["slirp"] = dict(zip(Slirp._fields, kept["slirp"], strict=False))
         kind, layers, name, _ = kept.pop("image")
         return {
             "name": self.name,

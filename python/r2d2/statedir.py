@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import struct
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -108,20 +109,28 @@ class Place:
     """A container's directory while it is being started; nobody else touches it meanwhile (flock(2))."""
 
     def __init__(self, name: str, fd: int, stack: ExitStack) -> None:
-        import socket
-
         self.path = path(name)
         self._fd = fd
-        listen = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        # The path may be longer than the 107 bytes of an address (unix(7)); this one is short.
-        listen.bind(f"/proc/self/fd/{fd}/control")
-        listen.listen(16)
-        self.listen = listen.fileno()
+        self.listen = stack.enter_context(self.listening("control")).fileno()
         create = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.log = os.open("log", create | os.O_WRONLY | os.O_APPEND, 0o600, dir_fd=fd)
         stack.callback(os.close, self.log)
         self.exit = os.open("exit", create | os.O_RDWR, 0o600, dir_fd=fd)
         stack.callback(os.close, self.exit)
+
+    def listening(self, name: str) -> socket.socket:
+        """A socket of this name, on which connections are taken."""
+        import socket
+
+        listen = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # The path may be longer than the 107 bytes of an address (unix(7)); this one is short.
+            listen.bind(f"/proc/self/fd/{self._fd}/{name}")
+            listen.listen(16)
+        except BaseException:
+            listen.close()
+            raise
+        return listen
 
     def write(self, state: State) -> None:
         """Writes the state, whole or not at all."""
@@ -272,16 +281,17 @@ def remove(name: str) -> None:
         os.rmdir(base_path())
 
 
-def connect(name: str) -> socket.socket:
-    """A connection to PID 1."""
+def connect(name: str, to: str = "control") -> socket.socket:
+    """A connection to PID 1, or to the engine of its ``network``."""
     import socket
 
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        control.settimeout(10)
+        # Not settimeout(): that would not wait behind others who are waiting, but fail (connect(2)).
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
         with _directory(name) as fd:
-            control.connect(f"/proc/self/fd/{fd}/control")
-        control.settimeout(None)
+            control.connect(f"/proc/self/fd/{fd}/{to}")
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
     except (ConnectionError, FileNotFoundError):
         control.close()
         raise ContainerClosed(f"container {name} has ended") from None

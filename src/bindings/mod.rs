@@ -35,7 +35,7 @@ mod _core {
     #[pymodule_export]
     use super::root::Root;
     #[pymodule_export]
-    use super::slirp::Network;
+    use super::slirp::{Network, SpareEngine};
     #[pymodule_export]
     use super::spec::{Command, Spec, StepInfo};
 }

@@ -12,8 +12,8 @@
 use std::fs;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{MsgFlags, UnixAddr, recvmsg};
@@ -40,17 +40,6 @@ pub struct Identity {
     pub pid_namespace: u64,
 }
 
-/// Children of ours that are nobody's any more: PID 1s and reapers of detached containers. With the pid of who has
-/// to reap them.
-static LEFT: Mutex<Vec<(u32, OwnedFd)>> = Mutex::new(Vec::new());
-
-/// Reaps those that have ended.
-fn sweep() {
-    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-    let ours = std::process::id();
-    left.retain(|(creator, child)| *creator == ours && matches!(pidfd::reap(child.as_fd()), Ok(None)));
-}
-
 impl Identity {
     /// Of the process that has this pid now, if there is one.
     fn of(pid: i32) -> Option<Self> {
@@ -66,7 +55,7 @@ impl Identity {
 
 /// A pidfd of exactly this process, if it still lives.
 pub fn find(who: &Identity) -> Result<Option<OwnedFd>> {
-    sweep();
+    pidfd::sweep();
     let fail = |syscall, e| Error::step("find the container again", syscall, e, None::<&str>);
     if who.pid <= 0 {
         return Ok(None);
@@ -94,7 +83,7 @@ impl Container {
         reach: Reach<'_>,
         interrupt: Interrupt<'_>,
     ) -> Result<(Self, Option<Process>)> {
-        sweep();
+        pidfd::sweep();
         Self::begin(plan, first, reach, interrupt)
     }
 
@@ -135,8 +124,7 @@ impl Container {
             reaper.release();
         }
         groups.cgroup = None;
-        let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-        left.extend(children.into_iter().map(|child| (std::process::id(), child)));
+        children.into_iter().for_each(pidfd::leave);
         Ok(())
     }
 

@@ -80,19 +80,22 @@ fn program() -> Result<BorrowedFd<'static>> {
 }
 
 impl Network {
-    /// Starts an engine. `description` is the network's, line by line; `namespaces` a pidfd of a process in the
-    /// namespace, or descriptors of a user and a network namespace. Returns when the interface stands.
-    pub fn attach(description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<Self> {
-        let (mut engine, ours, pidfd, reply, _) = begin(description, namespaces)?;
+    /// Starts an engine, or takes the one that was started. `description` is the network's, line by line;
+    /// `namespaces` a pidfd of a process in the namespace, or descriptors of a user and a network namespace. Returns
+    /// when the interface stands.
+    pub fn attach(spare: Option<Spare>, description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<Self> {
+        let spare = spare.map_or_else(Spare::start, Ok)?;
+        let (reply, _) = spare.tell(description, namespaces)?;
+        let Spare { control, mut engine, pidfd, .. } = spare;
         let pid = engine.0.as_ref().map_or(0, |child| child.id() as i32);
-        let process = Mutex::new(engine.0.take().map(|child| (child, ours)));
+        let process = Mutex::new(engine.0.take().map(|child| (child, control)));
         Ok(Self { device: reply, outcome: OnceLock::new(), process, pid, pidfd })
     }
 
     /// Makes one interface for a network of containers, in a process that ends with that: what it is, and its
     /// descriptor.
     pub fn interface(description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<(String, OwnedFd)> {
-        let (_ended, _, _, reply, fds) = begin(description, namespaces)?;
+        let (reply, fds) = Spare::start()?.tell(description, namespaces)?;
         let none = || failed("start the network engine", "recvmsg", Errno::EBADMSG);
         Ok((reply, fds.into_iter().next().ok_or_else(none)?))
     }
@@ -140,6 +143,17 @@ impl Network {
         }
     }
 
+    /// Lets the engine live on when this process ends, as long as the namespace's process does; this handle is closed.
+    pub fn leave(&self) -> Result<()> {
+        self.request("keep", &[])?;
+        let pidfd = self.pidfd.try_clone();
+        let pidfd = pidfd.map_err(|e| Error::io("leave the network engine", "dup", &e, None::<&str>))?;
+        if self.process().take().is_some() {
+            pidfd::leave(pidfd);
+        }
+        Ok(())
+    }
+
     /// How the engine ended, as `subprocess` tells it: an exit code, or a signal's number negated. `None` while it runs.
     pub fn outcome(&self) -> Option<i32> {
         if self.outcome.get().is_none() {
@@ -160,6 +174,7 @@ impl Drop for Network {
 }
 
 /// A child that is waited for whatever happens; killed if it does not end by itself.
+#[derive(Debug)]
 struct Starting(Option<Child>);
 
 /// An exit code, or a signal's number negated.
@@ -187,32 +202,49 @@ impl Starting {
     }
 }
 
-/// What a first message is answered with: the process, our end of its socket, its pidfd, the reply, descriptors.
-type Begun = (Starting, OwnedFd, OwnedFd, String, Vec<OwnedFd>);
+/// A process of the engine's program that waits for its first message; dropping it ends it.
+///
+/// Loading the program takes as long as the rest of an attachment: it can be done while the namespace to serve is
+/// still being made.
+#[derive(Debug)]
+pub struct Spare {
+    // Before `engine`, whose end comes with the end of this: fields are dropped in their order.
+    control: OwnedFd,
+    engine: Starting,
+    owner: OwnedFd,
+    pidfd: OwnedFd,
+}
 
-/// Starts a process of the engine's program and gives it its first message.
-fn begin(description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<Begun> {
-    let start = |syscall, errno| failed("start the network engine", syscall, errno);
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(|e| start("socketpair", e))?;
-    let owner = pidfd::open(std::process::id() as i32).map_err(|e| start("pidfd_open", e))?;
-    let child = Command::new(format!("/proc/self/fd/{}", program()?.as_raw_fd()))
-        .arg0("r2d2-engine")
-        .env_clear()
-        .stdin(theirs)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        // Ctrl-C at the caller's terminal is for the caller to act on, not for the engine to die of.
-        .process_group(0)
-        .spawn()
-        .map_err(|e| Error::io("start the network engine", "execve", &e, None::<&str>))?;
-    let pid = child.id() as i32;
-    let engine = Starting(Some(child));
-    let pidfd = pidfd::open(pid).map_err(|e| start("pidfd_open", e))?;
-    let mut fds = namespaces.to_vec();
-    fds.push(owner.as_fd());
-    let (reply, received) = exchange(&ours, &format!("{description}\nowner\n"), &fds)?;
-    Ok((engine, ours, pidfd, reply, received))
+impl Spare {
+    /// Starts the process.
+    pub fn start() -> Result<Self> {
+        let start = |syscall, errno| failed("start the network engine", syscall, errno);
+        let (control, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|e| start("socketpair", e))?;
+        let owner = pidfd::open(std::process::id() as i32).map_err(|e| start("pidfd_open", e))?;
+        let child = Command::new(format!("/proc/self/fd/{}", program()?.as_raw_fd()))
+            .arg0("r2d2-engine")
+            .env_clear()
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C at the caller's terminal is for the caller to act on, not for the engine to die of.
+            .process_group(0)
+            .spawn()
+            .map_err(|e| Error::io("start the network engine", "execve", &e, None::<&str>))?;
+        let pid = child.id() as i32;
+        let engine = Starting(Some(child));
+        let pidfd = pidfd::open(pid).map_err(|e| start("pidfd_open", e))?;
+        Ok(Self { control, engine, owner, pidfd })
+    }
+
+    /// Gives it its first message: the reply, and descriptors beside it.
+    fn tell(&self, description: &str, namespaces: &[BorrowedFd<'_>]) -> Result<(String, Vec<OwnedFd>)> {
+        let mut fds = namespaces.to_vec();
+        fds.push(self.owner.as_fd());
+        exchange(&self.control, &format!("{description}\nowner\n"), &fds)
+    }
 }
 
 /// One request, one reply.
@@ -277,9 +309,21 @@ mod tests {
     #[test]
     fn malformed_description_is_refused_and_no_process_is_left() {
         let own = pidfd::open(std::process::id() as i32).unwrap();
-        let error = Network::attach("mtu many", &[own.as_fd()]).unwrap_err();
+        let error = Network::attach(None, "mtu many", &[own.as_fd()]).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::EINVAL));
         assert!(error.to_string().contains("mtu many"), "{error}");
+    }
+
+    #[test]
+    fn spare_engine_ends_with_its_handle() {
+        let spare = Spare::start().unwrap();
+        let pidfd = spare.pidfd.try_clone().unwrap();
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(0), "it waits");
+        let began = std::time::Instant::now();
+        drop(spare);
+        assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1), "it is gone, and waited for");
+        assert!(began.elapsed() < std::time::Duration::from_secs(1), "by itself, not by a signal");
     }
 
     #[test]

@@ -139,6 +139,11 @@ impl<H: Host, D: Device> Engine<H, D> {
         [self.flows.next_due(), self.core.device.next_due(), sweep].into_iter().flatten().min()
     }
 
+    /// True if the device holds frames back whose time has come: it does not wake anybody for them.
+    pub fn arrived(&self) -> bool {
+        self.core.device.next_due().is_some_and(|due| due <= self.core.now)
+    }
+
     /// It is `now`: timers run out, idle flows are forgotten, those that wait for their turn get it.
     pub fn advance(&mut self, now: Time) {
         self.core.now = self.core.now.max(now);

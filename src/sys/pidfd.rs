@@ -1,6 +1,7 @@
 //! Processes by descriptor (pidfd_open(2)), and interruptible waiting. Runs in the calling process.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,6 +29,21 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
     // SAFETY: no siginfo.
     Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, null, 0) })
         .map(drop)
+}
+
+/// Children of ours that are nobody's any more: they are to outlive us. With the pid of who has to reap them.
+static LEFT: Mutex<Vec<(u32, OwnedFd)>> = Mutex::new(Vec::new());
+
+/// Leaves a child to itself; [`sweep`] reaps it when it has ended.
+pub fn leave(child: OwnedFd) {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner).push((std::process::id(), child));
+}
+
+/// Reaps those that were left and have ended.
+pub fn sweep() {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    let ours = std::process::id();
+    left.retain(|(creator, child)| *creator == ours && matches!(reap(child.as_fd()), Ok(None)));
 }
 
 /// Reaps the child behind a pidfd if it has ended: its wait status (wait(2)). `ECHILD` if it is not our child or

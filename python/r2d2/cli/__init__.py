@@ -5,7 +5,7 @@
 | ``parser`` | the tree of verbs |
 | ``options`` | the flags of a container, and what they mean to ``Container`` |
 | ``foreground`` | ``run``, ``shell``; signals and terminals |
-| ``containers`` | ``exec``, ``ps``, ``logs``, ``stop``, ``kill``, ``wait``, ``rm``, ``inspect`` |
+| ``containers`` | ``exec``, ``ps``, ``port``, ``logs``, ``stop``, ``kill``, ``wait``, ``rm``, ``inspect`` |
 | ``slirp4netns`` | ``slirp4netns`` |
 | ``views`` | ``diff``, ``explain``, ``doctor`` |
 | ``primitives`` | ``unshare``, ``overlay``, ``rootfs`` |

@@ -1,10 +1,10 @@
-"""Verbs for detached containers: ``exec ps logs stop kill wait rm inspect``."""
+"""Verbs for detached containers: ``exec ps port logs stop kill wait rm inspect``."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import command, complain, options, status
 from .foreground import attend, check_terminal, forwarding, standard
@@ -31,6 +31,9 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="also those that have ended")
     parser.add_argument("-q", "--quiet", action="store_true", help="names only")
     parser.add_argument("--json", action="store_true", help="as a JSON array")
+
+    parser = verbs.add("port", port, "list the ports that lead into a detached container", "NAME")
+    parser.add_argument("container", metavar="NAME", help="container")
 
     parser = verbs.add(
         "logs", logs, "show what a detached container's main program wrote", "[-f] [-n N] NAME"
@@ -129,15 +132,33 @@ def ps(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(_json(shown))
         return 0
-    rows = [("NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID")]
+    rows = [("NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PID", "PORTS")]
     for facts in shown:
         state = facts["status"]
         if facts["returncode"] is not None:
             state = f"exited ({status(facts['returncode'])})"
         age = f"{_age(facts['created'])} ago"
         pid = str(facts["pid"] or "-")
-        rows.append((facts["name"], facts["image"]["name"], _short(facts["args"]), age, state, pid))
+        ports = ", ".join(map(_port, facts["ports"]))
+        rows.append((facts["name"], facts["image"]["name"], _short(facts["args"]), age, state, pid, ports))
     table(rows)
+    return 0
+
+
+def _port(port: dict[str, Any]) -> str:
+    """``127.0.0.1:8080->80/tcp``."""
+    host = f"[{port['host']}]" if ":" in port["host"] else port["host"]
+    return f"{host}:{port['host_port']}->{port['guest_port']}/{port['protocol']}"
+
+
+def port(arguments: argparse.Namespace) -> int:
+    """``r2d2 port``."""
+    from dataclasses import asdict
+
+    from r2d2 import Detached
+
+    for each in Detached.get(arguments.container).ports:
+        print(_port(asdict(each)))
     return 0
 
 

@@ -11,6 +11,9 @@
 //! | `events` with a seqpacket socket that events are told to, some lines a message | `ok` |
 //! | `capture 262144 tcp port=80-80 and` with a file or a seqpacket socket: snaplen, filter | `ok 1` |
 //! | `uncapture 1` | `ok`, packets written and missing, errno of what ended it before |
+//! | `forwards` | `ok`, then one forward a line: its number and what followed `forward` |
+//! | `about` | `ok`, our pid, `tap` or `packet` |
+//! | `keep`: do not end with the owner | `ok` |
 //! | `stats` | `ok`, then one counter a line |
 //! | `flows` | `ok`, then one flow a line |
 //! | `resolvers 192.0.2.1:53 …` | `ok` |
@@ -128,6 +131,8 @@ pub struct Setup {
     pub faults: Faults,
     /// A pidfd of the owner, for the case that a fork of it keeps the control socket open.
     pub owner: Option<Fd>,
+    /// A listening seqpacket socket, on which whoever connects may ask what the owner may.
+    pub listen: Option<Fd>,
 }
 
 /// Receives a message; `None` at the end.
@@ -221,6 +226,7 @@ impl Setup {
             outbound: Vec::new(),
             faults: Faults::default(),
             owner: None,
+            listen: None,
         };
         for line in text.lines() {
             setup
@@ -261,6 +267,12 @@ impl Setup {
             }
             "outbound" => self.outbound.push(words.next()?),
             "owner" => self.owner = self.namespaces.pop(),
+            "listen" => {
+                if self.namespaces.len() < 2 {
+                    return None;
+                }
+                self.listen = Some(self.namespaces.remove(1));
+            }
             "faults" => {
                 self.faults = Faults { loss: words.next()?, delay: words.next()?, ..Faults::default() };
             }

@@ -9,8 +9,9 @@ use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
 use crate::tap::{self, Link, Tap};
-use crate::waiting::Waiting;
+use crate::waiting::{self, Waiting};
 use crate::{attach, interface, packet, sandbox, switching};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CONTROL: Fd = 0;
@@ -18,6 +19,11 @@ const CONTROL: Fd = 0;
 const TAP: u64 = u64::MAX - 1;
 const OWNER: u64 = u64::MAX - 2;
 const GONE: u64 = u64::MAX - 3;
+const LISTEN: u64 = u64::MAX - 4;
+/// And the first of those who connected.
+const CLIENT: u64 = u64::MAX - 64;
+/// How many may be connected at once.
+const CLIENTS: usize = 16;
 const EPOLLIN: u32 = 1;
 /// Batches of frames taken before the sockets get their turn.
 const ROUNDS: usize = 4;
@@ -31,6 +37,8 @@ const RESERVE: u64 = 64;
 /// Sets everything up and serves until the owner or the guest is gone.
 pub fn serve() -> Result<(), Failure> {
     sys::close_range(3, u32::MAX);
+    // What takes time and needs no description comes first: the owner may still be making the namespace.
+    let (descriptors, several) = (sys::raise_descriptor_limit(), waiting::several());
     let first =
         control::receive(CONTROL, 0).map_err(|e| Failure::new("read the description", "recvmsg", e))?;
     let Some((text, fds)) = first else { return Ok(()) };
@@ -40,7 +48,6 @@ pub fn serve() -> Result<(), Failure> {
         _ => {}
     }
     let mut setup = Setup::parse(&text, fds)?;
-    let descriptors = sys::raise_descriptor_limit();
     let limit = descriptors.saturating_sub(RESERVE).max(RESERVE) as usize;
     setup.config.limits.flows = setup.config.limits.flows.min(limit);
 
@@ -74,6 +81,10 @@ pub fn serve() -> Result<(), Failure> {
     let epoll = sys::epoll().map_err(poll)?;
     sys::epoll_add(epoll, fd, EPOLLIN, TAP).map_err(poll)?;
     sys::epoll_add(epoll, CONTROL, EPOLLIN, OWNER).map_err(poll)?;
+    if let Some(listen) = setup.listen {
+        sys::nonblocking(listen);
+        sys::epoll_add(epoll, listen, EPOLLIN, LISTEN).map_err(poll)?;
+    }
     for watched in [setup.watch, setup.owner].into_iter().flatten() {
         sys::epoll_add(epoll, watched, EPOLLIN, GONE).map_err(poll)?;
     }
@@ -83,11 +94,16 @@ pub fn serve() -> Result<(), Failure> {
     let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let device = Trace::new(device, epoch.as_micros() as Time);
     let engine = Engine::new(setup.config, Sockets::new(epoll, &setup.outbound), device, 0);
-    let waiting = Waiting::new(epoll);
+    let waiting = Waiting::new(epoll, several);
+    let kind = if made.packet { "packet" } else { "tap" };
+    let about = format!("{} {kind}", std::process::id());
     sandbox::enter()?;
-    control::send(CONTROL, if made.packet { "ok packet" } else { "ok tap" })
+    control::send(CONTROL, &format!("ok {kind}"))
         .map_err(|e| Failure::new("report success", "send", e))?;
-    Loop { engine, waiting, start, listeners: Vec::new() }.run();
+    let (listen, owner) = (setup.listen, setup.owner);
+    let (forwards, clients) = (BTreeMap::new(), [None; CLIENTS]);
+    let (listeners, kept) = (Vec::new(), false);
+    Loop { engine, waiting, start, listeners, forwards, about, owner, kept, listen, clients }.run();
     Ok(())
 }
 
@@ -97,6 +113,18 @@ struct Loop {
     start: Instant,
     /// Sockets of those who listen to events, and how many events each has missed.
     listeners: Vec<(Fd, u64)>,
+    /// What followed `forward`, by the number of each.
+    forwards: BTreeMap<usize, String>,
+    /// Our pid and the kind of interface.
+    about: String,
+    /// The owner's pidfd.
+    owner: Option<Fd>,
+    /// We do not end with the owner.
+    kept: bool,
+    /// Where more may connect.
+    listen: Option<Fd>,
+    /// Those who have.
+    clients: [Option<Fd>; CLIENTS],
 }
 
 impl Loop {
@@ -117,17 +145,23 @@ impl Loop {
             let due = self.due();
             let n = self.waiting.wait(&mut events, due);
             self.engine.advance(self.now());
-            let mut frames = false;
+            let mut frames = self.engine.arrived();
             for event in events.get(..n).unwrap_or(&[]) {
                 let (token, bits) = (event.token, event.events);
                 match token {
                     TAP => frames = true,
                     OWNER => {
-                        if !control::answer(CONTROL, |text, fds| self.request(text, fds).ok_or(sys::EINVAL)) {
-                            return;
+                        if !self.answer(CONTROL) {
+                            if !self.kept {
+                                return;
+                            }
+                            sys::epoll_remove(self.waiting.epoll, CONTROL);
+                            sys::close(CONTROL);
                         }
                     }
                     GONE => return,
+                    LISTEN => self.accept(),
+                    CLIENT.. => self.client((token - CLIENT) as usize),
                     _ => self.engine.host_event(token, host::ready(bits)),
                 }
             }
@@ -144,6 +178,35 @@ impl Loop {
                 self.engine.settle();
             }
             self.tell();
+        }
+    }
+
+    /// Answers one request; false when who asked is gone.
+    fn answer(&mut self, fd: Fd) -> bool {
+        control::answer(fd, |text, fds| self.request(text, fds).ok_or(sys::EINVAL))
+    }
+
+    /// Takes one more who may ask; whoever comes when there are too many finds a closed door.
+    fn accept(&mut self) {
+        let Some(Ok(fd)) = self.listen.map(|listen| sys::accept(listen, &mut [0; 110])) else { return };
+        let free = self.clients.iter_mut().enumerate().find(|(_, client)| client.is_none());
+        match free {
+            Some((slot, client))
+                if sys::epoll_add(self.waiting.epoll, fd, EPOLLIN, CLIENT + slot as u64).is_ok() =>
+            {
+                *client = Some(fd);
+            }
+            _ => sys::close(fd),
+        }
+    }
+
+    fn client(&mut self, slot: usize) {
+        let Some(fd) = self.clients.get(slot).copied().flatten() else { return };
+        if !self.answer(fd) {
+            sys::close(fd);
+            if let Some(client) = self.clients.get_mut(slot) {
+                *client = None;
+            }
         }
     }
 
@@ -203,10 +266,14 @@ impl Loop {
                 let to = words.next()?.parse().ok()?;
                 let listener = *fds.first()?;
                 self.engine.core.tell(|| text.replacen("forward", "forward-added", 1));
-                Some(format!("ok {}", self.engine.add_forward(Forward { listener, tcp, to })))
+                let number = self.engine.add_forward(Forward { listener, tcp, to });
+                self.forwards.insert(number, text.trim_start_matches("forward").trim().to_owned());
+                Some(format!("ok {number}"))
             }
             "unforward" => {
-                let known = self.engine.remove_forward(words.next()?.parse().ok()?);
+                let number = words.next()?.parse().ok()?;
+                self.forwards.remove(&number);
+                let known = self.engine.remove_forward(number);
                 Some(if known {
                     let rest: Vec<&str> = words.collect();
                     self.engine.core.tell(|| format!("forward-removed {}", rest.join(" ")));
@@ -243,6 +310,19 @@ impl Loop {
                 output.close();
                 let Recorder { written, dropped, failure, .. } = recorder;
                 Some(format!("ok {written} {dropped} {}", failure.unwrap_or(0)))
+            }
+            "forwards" => {
+                let lines: Vec<String> = self.forwards.iter().map(|(n, words)| format!("{n} {words}")).collect();
+                Some(format!("ok\n{}", lines.join("\n")))
+            }
+            "about" => Some(format!("ok {}", self.about)),
+            "keep" => {
+                self.kept = true;
+                if let Some(owner) = self.owner.take() {
+                    sys::epoll_remove(self.waiting.epoll, owner);
+                    sys::close(owner);
+                }
+                Some("ok".into())
             }
             "stats" => Some(format!(
                 "ok\nflows {}\nbuffered {}\n{}",

@@ -17,7 +17,7 @@ use crate::slirp::forward::Forward;
 use crate::slirp::link::Impairment;
 use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
-use crate::waiting::Waiting;
+use crate::waiting::{self, Waiting};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CONTROL: Fd = 0;
@@ -123,7 +123,7 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     let mut fabric = Fabric::new(setup.seed);
     fabric.join("gateway");
     let engine = Engine::new(setup.config, Sockets::new(epoll, &[]), near, 0);
-    let waiting = Waiting::new(epoll);
+    let waiting = Waiting::new(epoll, waiting::several());
     sandbox::enter()?;
     control::send(CONTROL, "ok switch").map_err(|e| Failure::new("report success", "send", e))?;
     Loop {

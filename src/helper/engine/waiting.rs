@@ -9,6 +9,11 @@ use std::time::{Duration, Instant};
 /// How long to look without sleeping.
 const SPIN: Duration = Duration::from_micros(40);
 
+/// Whether there is more than one processor. To be asked before the sandbox, which does not tell.
+pub fn several() -> bool {
+    std::thread::available_parallelism().is_ok_and(|n| n.get() > 1)
+}
+
 /// An epoll instance, and what was learnt about it.
 pub struct Waiting {
     /// The instance.
@@ -20,9 +25,8 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Begins with some trust in looking again. Before the sandbox, which does not tell how many processors there are.
-    pub fn new(epoll: Fd) -> Self {
-        let spin = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    /// Begins with some trust in looking again, if there are several processors (`spin`).
+    pub fn new(epoll: Fd, spin: bool) -> Self {
         Self { epoll, spin, credit: 8 }
     }
 
