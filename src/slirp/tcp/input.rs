@@ -6,7 +6,7 @@ use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
 use crate::slirp::host::Host;
-use crate::slirp::time::{SEC, Time};
+use crate::slirp::time::{NEVER, SEC, Time};
 use crate::slirp::wire::tcp::{self as wire, Tcp};
 
 /// A longer round trip than this is an outage, not a path.
@@ -184,7 +184,7 @@ impl Tcb {
             None if lost => {
                 recovery.until = Some(nxt);
                 recovery.next = una;
-                self.timed = None;
+                self.timed_at = NEVER;
                 self.flags &= !AMBIGUOUS;
             }
             None => return,
@@ -217,11 +217,10 @@ impl Tcb {
     /// it was lost, and the timer is right: its doubling ends. If the answer takes its time, the path may be longer
     /// than the timer: that stays doubled until something is acknowledged that was sent once.
     pub(super) fn measure(&mut self, now: Time, ack: u32) {
-        let Some((end, sent)) = self.timed else { return };
-        if seq::before(ack, end) {
+        if self.timed_at == NEVER || seq::before(ack, self.timed) {
             return;
         }
-        self.timed = None;
+        let sent = std::mem::replace(&mut self.timed_at, NEVER);
         let rtt = now.saturating_sub(sent).clamp(1, MAX_SAMPLE) as u32;
         if self.has(AMBIGUOUS) {
             self.clear(AMBIGUOUS);
