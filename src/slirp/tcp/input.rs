@@ -1,6 +1,8 @@
 //! A segment from the guest: is it acceptable, and what does it acknowledge?
 
-use super::{ACK_OWED, AMBIGUOUS, FIN_ACKED, FIN_SENT, Fate, Recovery, SACK, State, Tcb, Timer, seq};
+use super::{
+    ACK_OWED, AMBIGUOUS, FIN_ACKED, FIN_SENT, Fate, GUEST_FIN, Recovery, SACK, State, Tcb, Timer, seq,
+};
 use super::{FIRST_RTO, MAX_RTO, MIN_RTO, SOON};
 use crate::slirp::core::Core;
 use crate::slirp::device::Device;
@@ -100,7 +102,9 @@ impl Tcb {
     /// A reset counts if it is exactly the next byte; elsewhere in the window it is asked about (RFC 5961 §3).
     fn reset_by_guest<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, seg: &Tcp) -> Fate {
         if seg.seq == self.rcv_nxt {
-            return self.close(core, true);
+            // When both sides have said all, it answers something of ours that came late: a reset of the host's side
+            // would throw away what its reader has not fetched yet.
+            return self.close(core, !(self.has(GUEST_FIN) && self.has(FIN_SENT)));
         }
         if !seq::before(seg.seq, self.rcv_nxt) && seq::before(seg.seq, self.edge) {
             self.challenge(core, key);
