@@ -141,7 +141,7 @@ t.join(); print(digest.hexdigest())
 """
         seconds = 60 + LOSSY // 500_000
         assert python(guest, code, lambda: situation(guest, network, port), seconds) == whole.hexdigest()
-        assert until(lambda: bool(heard), 20)
+        assert until(lambda: bool(heard), 20), situation(guest, network, port)
         assert heard == [whole.hexdigest()]
         stats = network.stats()
         assert stats["retransmits"] + stats["out_of_order"] > 0, "frames were lost, one way or the other"

@@ -69,7 +69,7 @@ fn failed(step: &str, syscall: &'static str, errno: Errno) -> Error {
 }
 
 /// The program's descriptor; made once per process.
-fn program() -> Result<BorrowedFd<'static>> {
+pub(super) fn program() -> Result<BorrowedFd<'static>> {
     static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
     if let Some(fd) = PROGRAM.get() {
         return Ok(fd.as_fd());
@@ -291,7 +291,7 @@ fn exchange(control: &OwnedFd, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(St
 }
 
 /// The error that a reply tells of.
-fn failure(reply: &str) -> Option<Error> {
+pub(super) fn failure(reply: &str) -> Option<Error> {
     let mut words = reply.strip_prefix("error\t")?.split('\t');
     let (step, syscall, errno) = (words.next()?, words.next()?, words.next()?.parse().ok()?);
     let errno = Errno::from_raw(errno);

@@ -91,14 +91,14 @@ fn join(setup: &Setup) -> Result<(), Failure> {
         .map(drop)
         .map_err(failed);
     }
-    // User namespace first: it gives the right to join the other.
-    for fd in &setup.namespaces {
-        match sys::setns(*fd, 0) {
-            Ok(_) | Err(sys::EINVAL) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
+    let [user, net] = *setup.namespaces else { return Err(failed(sys::EINVAL)) };
+    // User namespace first: it gives the right to join the other. EINVAL: it is our own.
+    match sys::setns(user, CLONE_NEWUSER) {
+        Ok(_) | Err(sys::EINVAL) => {}
+        Err(errno) => return Err(failed(errno)),
     }
-    Ok(())
+    // A descriptor of something else must end here: what follows would change the namespace that we are in.
+    sys::setns(net, CLONE_NEWNET).map(drop).map_err(failed)
 }
 
 /// Writes a setting of the namespace that we are in (/proc/sys/net), if it exists.

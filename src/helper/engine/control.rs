@@ -135,9 +135,35 @@ pub struct Setup {
     pub listen: Option<Fd>,
 }
 
-/// Receives a message; `None` at the end.
+/// The descriptors beside a request: who takes one owns it, and those that nobody took are closed.
+pub struct Beside(Vec<Fd>);
+
+impl Beside {
+    /// The next one.
+    pub fn take(&mut self) -> Option<Fd> {
+        (!self.0.is_empty()).then(|| self.0.remove(0))
+    }
+
+    /// Both of exactly two.
+    pub fn pair(&mut self) -> Option<(Fd, Fd)> {
+        let [first, second] = *self.0 else { return None };
+        self.0.clear();
+        Some((first, second))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        for fd in &self.0 {
+            sys::close(*fd);
+        }
+    }
+}
+
+/// Receives a message; `None` at the end. One that is too long comes cut, but longer than
+/// `MAX`.
 pub fn receive(fd: Fd, flags: i32) -> Result<Option<(String, Vec<Fd>)>, i32> {
-    let (mut text, mut control) = (vec![0; MAX], [0u8; 256]);
+    let (mut text, mut control) = (vec![0; MAX + 1], [0u8; 256]);
     let (n, len, _) = sys::recvmsg(fd, &mut text, &mut control, flags | 0x4000_0000)?;
     let mut fds = Vec::new();
     for (level, kind, payload) in sys::controls(control.get(..len).unwrap_or(&[])) {
@@ -158,19 +184,19 @@ pub fn send(fd: Fd, text: &str) -> Result<usize, i32> {
 }
 
 /// Answers the owner's next request; false when it is gone.
-pub fn answer(fd: Fd, request: impl FnOnce(&str, &[Fd]) -> Result<String, i32>) -> bool {
+pub fn answer(fd: Fd, request: impl FnOnce(&str, &mut Beside) -> Result<String, i32>) -> bool {
     let (text, fds) = match receive(fd, 0x40) {
         Ok(Some(message)) => message,
         Ok(None) => return false,
         Err(sys::EAGAIN | sys::EINTR) => return true,
         Err(_) => return false,
     };
-    let reply = request(&text, &fds).unwrap_or_else(|errno| {
-        for fd in &fds {
-            sys::close(*fd);
-        }
-        Failure::new("understand the request", "parse", errno).message()
-    });
+    let mut fds = Beside(fds);
+    // Half of a list of names would be taken for the whole.
+    let reply = if text.len() > MAX { Err(sys::EMSGSIZE) } else { request(&text, &mut fds) };
+    let reply =
+        reply.unwrap_or_else(|errno| Failure::new("understand the request", "parse", errno).message());
+    drop(fds);
     send(fd, &reply).is_ok()
 }
 
@@ -210,6 +236,9 @@ impl Setup {
 
     /// Reads the first message.
     pub fn read(text: &str, fds: Vec<Fd>) -> Result<Self, Failure> {
+        if text.len() > MAX {
+            return Err(Failure::new("read the description", "parse", sys::EMSGSIZE));
+        }
         let mut setup = Self {
             config: Config::default(),
             ifname: "tap0".into(),

@@ -42,13 +42,13 @@ const MSG_ERRQUEUE: i32 = 0x2000;
 const MSG_NOSIGNAL: i32 = 0x4000;
 
 /// Where a stream's next look starts if it does not say otherwise; a socket that was never asked has none.
-const UNSET: i64 = -1;
+const UNSET: i32 = -1;
 
 /// What is known of a descriptor.
 #[derive(Clone, Copy)]
 struct Known {
-    /// The kernel's peek offset.
-    peek: i64,
+    /// The kernel's peek offset: at most what may be under way, which is far below 2 GiB.
+    peek: i32,
     /// The time to live that was set.
     ttl: u8,
     v6: bool,
@@ -193,9 +193,9 @@ impl Host for Sockets {
             return self.peek_wasting(sock, offset, into);
         }
         let Some(known) = self.known.get_mut(sock as usize) else { return Ok(Peek::Blocked) };
-        if known.peek != offset as i64 {
+        if known.peek != offset as i32 {
             sys::set_option(sock, SOL_SOCKET, SO_PEEK_OFF, offset as i32).map_err(kind)?;
-            known.peek = offset as i64;
+            known.peek = offset as i32;
         }
         let mut got = 0;
         loop {
@@ -204,7 +204,7 @@ impl Host for Sockets {
                 Ok(0) if got == 0 => return Ok(Peek::End),
                 Ok(0) | Err(_) if got > 0 => return Ok(Peek::Data(got)),
                 Ok(n) => {
-                    known.peek += n as i64;
+                    known.peek += n as i32;
                     got += n;
                     // A stream of TCP gives all that it has. A Unix socket stops where descriptors were passed, and a
                     // short look must mean that there is no more.
@@ -240,7 +240,7 @@ impl Host for Sockets {
         if let Some(known) = self.known.get_mut(sock as usize) {
             // The kernel moves its offset back by what is taken out, to no less than the queue's start.
             if known.peek != UNSET {
-                known.peek = (known.peek - n as i64).max(0);
+                known.peek = (known.peek - n as i32).max(0);
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The loop: sleep until something happens, give it to the engine, answer the owner.
 
-use crate::control::{self, Failure, Given, Setup};
+use crate::control::{self, Beside, Failure, Given, Setup};
 use crate::host::{self, Sockets};
 use crate::record::Output;
 use crate::slirp::device::{Capabilities, Fault, Faults, Filter, Recorder, Trace};
@@ -254,7 +254,7 @@ impl Loop {
         true
     }
 
-    fn request(&mut self, text: &str, fds: &[Fd]) -> Option<String> {
+    fn request(&mut self, text: &str, fds: &mut Beside) -> Option<String> {
         let mut words = text.split_whitespace();
         match words.next()? {
             "forward" => {
@@ -264,7 +264,7 @@ impl Loop {
                     _ => return None,
                 };
                 let to = words.next()?.parse().ok()?;
-                let listener = *fds.first()?;
+                let listener = fds.take()?;
                 self.engine.core.tell(|| text.replacen("forward", "forward-added", 1));
                 let number = self.engine.add_forward(Forward { listener, tcp, to });
                 self.forwards.insert(number, text.trim_start_matches("forward").trim().to_owned());
@@ -283,18 +283,22 @@ impl Loop {
                 })
             }
             "events" => {
-                let listens = self.listen(*fds.first()?);
-                let full = || Failure::new("listen to events", "events", sys::ENOSPC).message();
-                Some(if listens { "ok".into() } else { fds.iter().for_each(|fd| sys::close(*fd)); full() })
+                let fd = fds.take()?;
+                Some(if self.listen(fd) {
+                    "ok".into()
+                } else {
+                    sys::close(fd);
+                    Failure::new("listen to events", "events", sys::ENOSPC).message()
+                })
             }
             "capture" => {
-                let output = Output::new(*fds.first()?);
+                let snap = words.next()?.parse().ok()?;
+                let filter = Filter::parse(words)?;
                 if self.engine.core.device.recorders() >= RECORDERS {
-                    output.close();
                     return Some(Failure::new("start a capture", "capture", sys::ENOSPC).message());
                 }
-                let snap = words.next()?.parse().ok()?;
-                match Recorder::new(output, Filter::parse(words)?, snap) {
+                let output = Output::new(fds.take()?);
+                match Recorder::new(output, filter, snap) {
                     Ok(recorder) => Some(format!("ok {}", self.engine.core.device.record(recorder))),
                     Err(error) => {
                         output.close();

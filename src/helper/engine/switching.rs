@@ -6,7 +6,7 @@
 //! come, the engine. Sleeping is exact to the microsecond (`epoll_pwait2`), for a delayed frame must not wait for a
 //! millisecond to end.
 
-use crate::control::{self, Failure, Setup};
+use crate::control::{self, Beside, Failure, Setup};
 use crate::host::{self, Sockets};
 use crate::sandbox;
 use crate::slirp::capture::{Capture, Points};
@@ -242,7 +242,7 @@ impl Loop {
         self.fabric.leave(node);
     }
 
-    fn request(&mut self, text: &str, fds: &[Fd]) -> Result<String, i32> {
+    fn request(&mut self, text: &str, fds: &mut Beside) -> Result<String, i32> {
         let mut words = text.lines().next().unwrap_or_default().split_whitespace();
         let first = words.next().ok_or(sys::EINVAL)?;
         let node = |fabric: &Fabric, name: &str| fabric.find(name).ok_or(sys::ENOENT);
@@ -251,12 +251,18 @@ impl Loop {
                 let mut word = || words.next().ok_or(sys::EINVAL);
                 let (name, _kind) = (word()?, word()?);
                 let takes = Capabilities { checksum: word()? == "1", tso: word()? == "1", uso: word()? == "1" };
-                let [fd, watch] = *fds else { return Err(sys::EINVAL) };
                 let mut known = text.lines().nth(1).unwrap_or_default().split_whitespace();
                 let mac = known.next().and_then(control::mac).ok_or(sys::EINVAL)?;
-                self.join(name, Port { fd, watch, takes })?;
+                let known: Vec<_> =
+                    known.map(str::parse).collect::<Result<_, _>>().map_err(|_| sys::EINVAL)?;
+                let (fd, watch) = fds.pair().ok_or(sys::EINVAL)?;
+                if let Err(errno) = self.join(name, Port { fd, watch, takes }) {
+                    sys::close(fd);
+                    sys::close(watch);
+                    return Err(errno);
+                }
                 for address in known {
-                    self.engine.core.learn(address.parse().map_err(|_| sys::EINVAL)?, mac);
+                    self.engine.core.learn(address, mac);
                 }
                 return Ok("ok".into());
             }
@@ -295,9 +301,9 @@ impl Loop {
             "capture" => {
                 let mut number = || words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL);
                 let (snap, limit): (u64, u64) = (number()?, number()?);
-                let [file] = *fds else { return Err(sys::EINVAL) };
                 let filter = Filter::parse(words).ok_or(sys::EINVAL)?;
                 let points = self.points(text.lines().skip(1), filter)?;
+                let file = fds.take().ok_or(sys::EINVAL)?;
                 let made = Capture::new(File(file), points, snap as usize, limit).map_err(|_| sys::EINVAL)?;
                 let captures = &mut self.joined.captures;
                 let at = captures.iter().position(Option::is_none).unwrap_or(captures.len());
@@ -310,7 +316,7 @@ impl Loop {
             "forward" => {
                 let tcp = words.next() == Some("tcp");
                 let to = words.next().and_then(|word| word.parse().ok()).ok_or(sys::EINVAL)?;
-                let [listener] = *fds else { return Err(sys::EINVAL) };
+                let listener = fds.take().ok_or(sys::EINVAL)?;
                 return Ok(format!("ok {}", self.engine.add_forward(Forward { listener, tcp, to })));
             }
             "unforward" => {

@@ -61,6 +61,8 @@ pub const ENOENT: i32 = 2;
 /// errno.
 pub const EEXIST: i32 = 17;
 /// errno.
+pub const EMSGSIZE: i32 = 90;
+/// errno.
 pub const ENETDOWN: i32 = 100;
 
 /// A system call that does not touch our memory.

@@ -1,12 +1,14 @@
 //! A segment from the guest: is it acceptable, and what does it acknowledge?
 
-use super::{ACK_OWED, AMBIGUOUS, FIN_ACKED, FIN_SENT, Fate, Recovery, SACK, State, Tcb, Timer, seq};
+use super::{
+    ACK_OWED, AMBIGUOUS, FIN_ACKED, FIN_SENT, Fate, GUEST_FIN, Recovery, SACK, State, Tcb, Timer, seq,
+};
 use super::{FIRST_RTO, MAX_RTO, MIN_RTO, SOON};
 use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
 use crate::slirp::host::Host;
-use crate::slirp::time::{SEC, Time};
+use crate::slirp::time::{NEVER, SEC, Time};
 use crate::slirp::wire::tcp::{self as wire, Tcp};
 
 /// A longer round trip than this is an outage, not a path.
@@ -100,7 +102,9 @@ impl Tcb {
     /// A reset counts if it is exactly the next byte; elsewhere in the window it is asked about (RFC 5961 §3).
     fn reset_by_guest<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, seg: &Tcp) -> Fate {
         if seg.seq == self.rcv_nxt {
-            return self.close(core, true);
+            // When both sides have said all, it answers something of ours that came late: a reset of the host's side
+            // would throw away what its reader has not fetched yet.
+            return self.close(core, !(self.has(GUEST_FIN) && self.has(FIN_SENT)));
         }
         if !seq::before(seg.seq, self.rcv_nxt) && seq::before(seg.seq, self.edge) {
             self.challenge(core, key);
@@ -184,7 +188,7 @@ impl Tcb {
             None if lost => {
                 recovery.until = Some(nxt);
                 recovery.next = una;
-                self.timed = None;
+                self.timed_at = NEVER;
                 self.flags &= !AMBIGUOUS;
             }
             None => return,
@@ -217,11 +221,10 @@ impl Tcb {
     /// it was lost, and the timer is right: its doubling ends. If the answer takes its time, the path may be longer
     /// than the timer: that stays doubled until something is acknowledged that was sent once.
     pub(super) fn measure(&mut self, now: Time, ack: u32) {
-        let Some((end, sent)) = self.timed else { return };
-        if seq::before(ack, end) {
+        if self.timed_at == NEVER || seq::before(ack, self.timed) {
             return;
         }
-        self.timed = None;
+        let sent = std::mem::replace(&mut self.timed_at, NEVER);
         let rtt = now.saturating_sub(sent).clamp(1, MAX_SAMPLE) as u32;
         if self.has(AMBIGUOUS) {
             self.clear(AMBIGUOUS);

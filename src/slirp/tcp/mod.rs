@@ -148,8 +148,10 @@ pub struct Tcb {
     srtt: u32,
     rttvar: u32,
     rto: u32,
-    /// A segment ending here, sent then, is being timed.
-    timed: Option<(u32, Time)>,
+    /// A segment ending here is being timed.
+    timed: u32,
+    /// It was sent then; `NEVER` while none is.
+    timed_at: Time,
     timer: Timer,
     deadline: Time,
     recovery: Option<Box<Recovery>>,
@@ -213,7 +215,8 @@ impl Tcb {
             srtt: 0,
             rttvar: 0,
             rto: FIRST_RTO,
-            timed: None,
+            timed: 0,
+            timed_at: NEVER,
             timer: Timer::Off,
             deadline: NEVER,
             recovery: None,
@@ -227,6 +230,11 @@ impl Tcb {
             flags: 0,
             traffic: Traffic::default(),
         }
+    }
+
+    /// The segment that ends at `end` is sent now: its answer measures the round trip.
+    fn time(&mut self, end: u32, now: Time) {
+        (self.timed, self.timed_at) = (end, now);
     }
 
     fn has(&self, flag: u16) -> bool {

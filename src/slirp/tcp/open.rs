@@ -169,7 +169,7 @@ impl Tcb {
         };
         core.send_tcp(key, &header, 0, self.mss);
         if self.retries == 0 {
-            self.timed = Some((self.snd_nxt, core.now));
+            self.time(self.snd_nxt, core.now);
         }
         self.start_timer(Timer::Retransmit, core.now + u64::from(self.rto));
     }

@@ -7,6 +7,7 @@ use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
 use crate::slirp::host::{Host, Peek};
+use crate::slirp::time::NEVER;
 use crate::slirp::wire::tcp as wire;
 use std::io::ErrorKind;
 
@@ -54,8 +55,8 @@ impl Tcb {
                     self.snd_nxt = self.snd_nxt.wrapping_add(n);
                     self.traffic.received += u64::from(n);
                     // While a hole is being filled, acknowledgements wait for that.
-                    if self.timed.is_none() && self.recovery.as_ref().is_none_or(|r| r.until.is_none()) {
-                        self.timed = Some((self.snd_nxt, core.now));
+                    if self.timed_at == NEVER && self.recovery.as_ref().is_none_or(|r| r.until.is_none()) {
+                        self.time(self.snd_nxt, core.now);
                     }
                     if self.timer != Timer::Retransmit {
                         self.start_timer(Timer::Retransmit, core.now + u64::from(self.rto));

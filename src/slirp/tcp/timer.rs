@@ -41,7 +41,7 @@ impl Tcb {
         }
         self.rto = self.rto.saturating_mul(2).min(MAX_RTO);
         // From here on it is seen how soon the answer comes: see `measure`.
-        self.timed = Some((self.snd_una.wrapping_add(1), core.now));
+        self.time(self.snd_una.wrapping_add(1), core.now);
         self.set(AMBIGUOUS);
         if self.half_open() {
             core.stats.retransmits += 1;

@@ -1,5 +1,15 @@
 //! The engine over a cable in memory, with a simulated host and a virtual clock: the cases of the RFCs, one test
-//! each, frame by frame, without privileges and without waiting.
+//! each, frame by frame, without privileges and without waiting. Their names begin with `case_` and the number of the
+//! case, and `every_case_has_a_test` holds the list to that:
+//!
+//! | cases | about | file |
+//! | --- | --- | --- |
+//! | 1–8 | handshake, refusal, simultaneous open, early data, RFC 5961 | `tcp_open`, `tcp_data` |
+//! | 9–15 | overlaps, holes, retransmission, windows | `tcp_data`, `tcp_loss` |
+//! | 16–18 | half-close, FIN, TIME_WAIT | `tcp_close` |
+//! | 19–23 | wrap of the sequence, scale 14, keepalive, urgent data, resets of the host | `tcp_data` |
+//! | 24–26 | lying headers, fragments and odd sources, UDP lengths | `packets`, `services` |
+//! | 27–30 | echo, neighbour discovery, DHCP, ARP | `packets`, `services` |
 
 mod fuzz;
 mod noise;
@@ -276,3 +286,17 @@ impl Conn {
 
 /// A minute is long.
 const MINUTE: Time = 60 * SEC;
+
+#[test]
+fn every_case_has_a_test() {
+    let sources = [
+        include_str!("packets.rs"),
+        include_str!("services.rs"),
+        include_str!("tcp_close.rs"),
+        include_str!("tcp_data.rs"),
+        include_str!("tcp_loss.rs"),
+        include_str!("tcp_open.rs"),
+    ];
+    let has = |case: u32| sources.iter().any(|s| s.contains(&format!("#[test]\nfn case_{case:02}_")));
+    assert_eq!((1..=31).filter(|case| !has(*case)).collect::<Vec<_>>(), [31]);
+}

@@ -99,6 +99,21 @@ fn case_17_reset_after_fin() {
 }
 
 #[test]
+fn case_17_reset_after_both_fins_takes_nothing_from_the_host() {
+    let mut net = Net::new();
+    let mut conn = net.open();
+    net.host().end(conn.sock);
+    net.step();
+    assert_eq!(net.recv_tcp().0.flags, FIN | ACK);
+    conn.send(&mut net, ACK | FIN, b"last");
+    conn.seq = conn.seq.wrapping_add(5);
+    net.all();
+    conn.send(&mut net, RST, b"");
+    assert_eq!((conn.closed(&mut net), net.engine.flow_count()), (Some(false), 0));
+    assert_eq!(conn.sent(&mut net), b"last");
+}
+
+#[test]
 fn case_12_our_fin_is_sent_again() {
     let mut net = Net::new();
     let mut conn = net.open();

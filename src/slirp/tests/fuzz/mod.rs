@@ -11,7 +11,9 @@
 //! | `reassembly` | packets cut, shuffled, doubled, overlapping |
 //! | `dns` | queries and answers, right and wrong, in any order |
 //! | `dhcp` | many clients, and damaged messages |
+//! | `control` | the real program: descriptions and requests of its owner, damaged, too long, with odd descriptors |
 
+mod control;
 mod dhcp;
 mod dns;
 mod frame;
@@ -47,7 +49,7 @@ impl Random {
     }
 
     /// A number that programs get wrong: near zero, near the ends of types, or any.
-    fn odd(&mut self) -> u32 {
+    pub(super) fn odd(&mut self) -> u32 {
         let near = self.pick(&[0u32, 1, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, u32::MAX]);
         if self.once_in(4) { self.next() as u32 } else { near.wrapping_add(self.below(5) as u32) }
     }
