@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -64,6 +65,18 @@ PATH=$PATH:/
 cat /data/file /tmp/kept/two /top; busybox stat -c '%a %h %Y' /data/file; busybox readlink /data/link
 busybox stat -c %a /data/deep/er; [ /data/file -ef /data/hard ] && echo same
 """
+
+
+def test_kept_below_a_directory_that_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``~/.cache`` lies below the home directory that a container writes to."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        monkeypatch.setenv("R2D2_CACHE", f"{place}/cache")
+        Path(place, "host").write_text("the host's")
+        Path(place, "gone").write_text("the host's")
+        image = frozen("host", f"echo changed > {place}/new; rm {place}/gone; echo more >> {place}/host")
+        script = f"cd {place}; cat new host; ls; echo mine > new; cat new"
+        assert seen(image, script).split() == "changed the host'smore cache host new mine".split()
+        assert sorted(os.listdir(place)) == ["cache", "gone", "host"]
 
 
 @needs("busybox")

@@ -144,7 +144,8 @@ impl Builder<'_> {
         let flat: Vec<u8> =
             relative.as_os_str().as_bytes().iter().map(|b| if *b == b'/' { b'%' } else { *b }).collect();
         let upper = self.writable().join("upper").join(relative);
-        let work = self.writable().join("work").join(std::ffi::OsString::from_vec(flat));
+        let flat = std::ffi::OsString::from_vec(flat);
+        let work = self.writable().join("work").join(&flat);
         let mut parent = self.writable().join("upper");
         for part in relative.parent().into_iter().flat_map(Path::components) {
             parent.push(part);
@@ -164,6 +165,7 @@ impl Builder<'_> {
         self.directory(c(&work)?, 0o755, "overlayfs needs one");
         let root = self.stage.join("root").join(relative);
         self.directory(c(&root)?, mode, "a mount point");
+        self.set_apart(&mut lowers, Path::new(&flat))?;
         if relative == Path::new("etc") && !self.spec.etc.is_empty() {
             let base = self.stage.join("base/etc");
             self.directory(c(&base)?, 0o755, "a layer of files that every container has of its own");
@@ -185,6 +187,34 @@ impl Builder<'_> {
             },
             "the host's directory below, a private one above",
         );
+        Ok(())
+    }
+
+    /// Overlayfs refuses a layer that lies in another (ELOOP), as snapshots in `~/.cache` lie in the host's home
+    /// directory. Seen through an overlay of its own, the outer one is another file system's.
+    fn set_apart(&mut self, lowers: &mut [PathBuf], name: &Path) -> Result<()> {
+        let real: Vec<_> =
+            lowers.iter().map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone())).collect();
+        let holds_another =
+            |outer: &PathBuf| real.iter().any(|inner| inner != outer && inner.starts_with(outer));
+        let Some(outer) = real.iter().position(holds_another).and_then(|i| lowers.get_mut(i)) else {
+            return Ok(());
+        };
+        let parent = self.stage.join("apart");
+        let at = parent.join(name);
+        for directory in [&parent, &at] {
+            self.directory(c(directory)?, 0o755, "a snapshot lies below the host's directory");
+        }
+        // Without an upper layer overlayfs wants two: the other one is the mount point, which is empty.
+        let settings = self.overlay(vec![std::mem::replace(outer, at.clone()), at.clone()], None, false)?;
+        let mount = Op::Mount {
+            fstype: c"overlay".into(),
+            source: c"overlay".into(),
+            settings,
+            attributes: NODEV | RDONLY,
+            at: Place::Host(c(at)?),
+        };
+        self.push(mount, "overlayfs refuses layers of which one lies in another");
         Ok(())
     }
 }
