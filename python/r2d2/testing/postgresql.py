@@ -34,7 +34,7 @@ class PostgreSQL(Service):
 
     guest_port = 5432
     program, package, account = "postgres", "postgresql", "postgres"
-    ready = "database system is ready to accept connections"
+    ready = "database system is ready to accept (read-only )?connections"  # read-only: a standby
     user = "postgres"
     database = "postgres"
     _HOME = "/var/lib/r2d2-postgresql"
@@ -71,7 +71,7 @@ class PostgreSQL(Service):
         version = os.path.join(directory, "postgres") if directory else ""
         stamp = os.stat(version).st_mtime_ns if version else 0
         empty = snapshot.cached(
-            ["postgresql 1", image.__reduce__()[1], version, stamp, os.geteuid()], lambda: cls._initdb(image)
+            ["postgresql 2", image.__reduce__()[1], version, stamp, os.geteuid()], lambda: cls._initdb(image)
         )
         if provision is None:
             return empty
@@ -117,7 +117,9 @@ class PostgreSQL(Service):
             check=True, capture_output=True, text=True, **keywords,
         )  # fmt: skip
         with container.path(cls._HOME, "data", "pg_hba.conf").open("a") as file:
-            file.write("host all all 0.0.0.0/0 scram-sha-256\nhost replication all 0.0.0.0/0 scram-sha-256\n")
+            for database in ("all", "replication"):
+                for addresses in ("0.0.0.0/0", "::/0"):
+                    file.write(f"host {database} all {addresses} scram-sha-256\n")
 
     def _command(self, container: Container) -> tuple[list[str], str]:
         self.password = container.path(self._HOME, "password").read_text()

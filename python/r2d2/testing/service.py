@@ -15,8 +15,10 @@ from r2d2.users import lookup
 from .waiting import wait_for_log, wait_for_port
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
+    from r2d2.container import Networked
     from r2d2.image import Image
     from r2d2.process import Process
     from r2d2.spec import StrPath
@@ -30,7 +32,8 @@ class Service(Closing):
 
     Args:
         image: that holds the server's program; the host's by default.
-        network: ``"slirp"``: a port of 127.0.0.1 leads in; ``"none"``, or ``"host"``.
+        network: ``"slirp"``: a port of 127.0.0.1 leads in; ``"none"``, ``"host"``, or networks of containers,
+            as ``Container``'s: there ``ports=`` leads in from outside.
         timeout: seconds for the start.
         keywords: as ``Container``'s.
 
@@ -54,7 +57,7 @@ class Service(Closing):
         self,
         image: Image | StrPath = "host",
         *,
-        network: str = "slirp",
+        network: str | Networked | Iterable[Networked] = "slirp",
         timeout: float = TIMEOUT,
         **keywords: Any,
     ) -> None:
