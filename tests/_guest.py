@@ -125,13 +125,16 @@ def resolver() -> Iterator[str]:
 
         def answer() -> None:
             query, sender = listener.recvfrom(4096)
+            if not query:
+                return  # nobody has asked
             reply = query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:]
             listener.sendto(reply + b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4\xc0\0\2\7", sender)
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(5)
+        listener.sendto(b"", listener.getsockname())
+        thread.join(10)
 
 
 def asked(pid: int, server: str, *names: str) -> list[str]:

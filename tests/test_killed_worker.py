@@ -33,7 +33,7 @@ WORLD = """
             "pids": [*pids, *(each.pid for each in programs), network.pid],
             "netns": [os.stat(f"/proc/{pid}/ns/net").st_ino for pid in pids],
             "mntns": [os.stat(f"/proc/{pid}/ns/mnt").st_ino for pid in pids],
-            "cgroups": sorted(each for each in cgroups if "r2d2" in each),
+            "cgroups": sorted(each for each in cgroups if "/r2d2-db-" in each or "/r2d2-web-" in each),
             "files": [str(path) for path in upper.glob("*")] if upper.is_dir() else [],
         }
 

@@ -134,6 +134,7 @@ def test_gateway_leads_out_and_names_are_relayed(device: slirp.Device) -> None:
             for pid in pids.values():
                 assert f"default via {gateway}" in inside(pid, "ip", "route").stdout
                 code = f"""
+import threading
 s = socket.create_connection(("{gateway}", {port}), 10)
 data = bytes(range(256)) * 4096
 threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR))).start()
