@@ -69,7 +69,7 @@ fn failed(step: &str, syscall: &'static str, errno: Errno) -> Error {
 }
 
 /// The program's descriptor; made once per process.
-pub(super) fn program() -> Result<BorrowedFd<'static>> {
+fn program() -> Result<BorrowedFd<'static>> {
     static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
     if let Some(fd) = PROGRAM.get() {
         return Ok(fd.as_fd());
@@ -202,6 +202,20 @@ impl Starting {
     }
 }
 
+/// A process of the engine's program that takes its messages from this socket.
+pub(super) fn spawn(control: OwnedFd) -> Result<Child> {
+    Command::new(format!("/proc/self/fd/{}", program()?.as_raw_fd()))
+        .arg0("r2d2-engine")
+        .env_clear()
+        .stdin(control)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C at the caller's terminal is for the caller to act on, not for the engine to die of.
+        .process_group(0)
+        .spawn()
+        .map_err(|e| Error::io("start the network engine", "execve", &e, None::<&str>))
+}
+
 /// A process of the engine's program that waits for its first message; dropping it ends it.
 ///
 /// Loading the program takes as long as the rest of an attachment: it can be done while the namespace to serve is
@@ -223,16 +237,7 @@ impl Spare {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(|e| start("socketpair", e))?;
         let owner = pidfd::open(std::process::id() as i32).map_err(|e| start("pidfd_open", e))?;
-        let child = Command::new(format!("/proc/self/fd/{}", program()?.as_raw_fd()))
-            .arg0("r2d2-engine")
-            .env_clear()
-            .stdin(theirs)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C at the caller's terminal is for the caller to act on, not for the engine to die of.
-            .process_group(0)
-            .spawn()
-            .map_err(|e| Error::io("start the network engine", "execve", &e, None::<&str>))?;
+        let child = spawn(theirs)?;
         let pid = child.id() as i32;
         let engine = Starting(Some(child));
         let pidfd = pidfd::open(pid).map_err(|e| start("pidfd_open", e))?;

@@ -11,8 +11,8 @@ use nix::sys::socket::{
 use nix::unistd::geteuid;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
 
 /// The longest message (`src/helper/engine/control.rs`).
 const MAX: usize = 64 << 10;
@@ -150,16 +150,7 @@ fn readable(fd: &OwnedFd, wait: PollTimeout) -> bool {
 impl Engine {
     fn start() -> Self {
         let (control, theirs) = pair(SockType::SeqPacket);
-        let program = attach::program().unwrap().as_raw_fd();
-        let child = Command::new(format!("/proc/self/fd/{program}"))
-            .arg0("r2d2-engine")
-            .env_clear()
-            .stdin(theirs)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .unwrap();
+        let child = attach::spawn(theirs).unwrap();
         Self { child, control }
     }
 
