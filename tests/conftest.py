@@ -14,7 +14,7 @@ import pytest
 import r2d2
 from _guest import namespace
 from _needs import needs
-from _proc import cgroups, mounts, processes, until
+from _proc import cgroups, children, mounts, processes, until
 from r2d2 import _core, process
 
 if TYPE_CHECKING:
@@ -116,6 +116,19 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(variable, str(place / name))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return place
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory of the test's own, at a path that no socket address could hold."""
+    path = tmp_path / ("long" * 40) / "runtime"
+    path.parent.mkdir(mode=0o700)
+    monkeypatch.setenv("R2D2_RUNTIME", str(path))
+    yield path
+    for each in r2d2.Detached.list(all=True):  # a test that failed half-way leaves no processes to the others
+        each.remove(force=True)
+    # Children of ours that are nobody's are reaped whenever a detached container is looked for.
+    assert until(lambda: _core.find(-1, 0, 0) is None and not children(), 5)
 
 
 @pytest.fixture

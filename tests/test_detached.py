@@ -11,30 +11,15 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import r2d2
-from _proc import cgroups, children, until
+from _proc import cgroups, until
 from r2d2 import _core, statedir
 from r2d2.detached import Detached
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runtime directory of the test's own, at a path that no socket address could hold."""
-    path = tmp_path / ("long" * 40) / "runtime"
-    path.parent.mkdir(mode=0o700)
-    monkeypatch.setenv("R2D2_RUNTIME", str(path))
-    yield path
-    for each in Detached.list(all=True):  # a test that failed half-way leaves no processes to the others
-        each.remove(force=True)
-    # Children of ours that are nobody's are reaped whenever a detached container is looked for.
-    assert until(lambda: _core.find(-1, 0, 0) is None and not children(), 5)
+pytestmark = pytest.mark.usefixtures("runtime")
 
 
 def started(script: str) -> subprocess.Popen[str]:

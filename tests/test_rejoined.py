@@ -15,27 +15,16 @@ import pytest
 import r2d2
 from _needs import needs
 from _proc import children, ended, until
-from r2d2 import _core, statedir
+from r2d2 import statedir
 from r2d2.detached import Detached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 #: Answers everybody on port 80.
 SERVE = ["sh", "-c", "while :; do echo hello | nc -l -p 80; done"]
 
-
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runtime directory of the test's own, at a path that no socket address could hold."""
-    path = tmp_path / ("long" * 40) / "runtime"
-    path.parent.mkdir(mode=0o700)
-    monkeypatch.setenv("R2D2_RUNTIME", str(path))
-    yield path
-    for each in Detached.list(all=True):
-        each.remove(force=True)
-    assert until(lambda: _core.find(-1, 0, 0) is None and not children(), 5)
+pytestmark = pytest.mark.usefixtures("runtime")
 
 
 def heard(port: int) -> bytes:
