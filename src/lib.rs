@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | bindings | `bindings` | `PyO3`; converts and delegates, no logic |
 //! | container | `container` | spec, plan, the interpreter of steps, exec, life and death |
-//! | primitives | `namespace` `overlay` `chroot` `slirp` `cgroup` `security` | one mechanism each; none imports another |
+//! | primitives | `namespace` `overlay` `chroot` `slirp` `bridge` `cgroup` `security` | one mechanism each; none imports another |
 //! | sys | `sys` | thin safe wrappers of system calls; the room where `unsafe` lives |
 //! | error | `error` `shell` | facts of a failure; words for sh(1) |
 //!
@@ -18,6 +18,7 @@
     reason = "`.clippy.toml` lists what the after-clone child may not do; src/container/child.rs alone denies it"
 )]
 
+pub mod bridge;
 pub mod cgroup;
 pub mod chroot;
 pub mod container;

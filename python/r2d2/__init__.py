@@ -36,7 +36,8 @@ if sys.platform != "linux":
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import chroot, course, drawings, namespace, overlay, slirp
+    from . import bridge, chroot, course, drawings, namespace, overlay, slirp
+    from .bridge import Bridge
     from .container import Container, run
     from .detached import Detached
     from .diagnosis import doctor
@@ -66,6 +67,7 @@ __version__ = "0.1.0"
 
 #: Where each public name lives; imported when it is first asked for, so that ``import r2d2`` stays quick.
 _HOMES = {
+    "Bridge": "bridge",
     "CallError": "errors",
     "CommandError": "errors",
     "CommandTimeout": "errors",
@@ -89,6 +91,7 @@ _HOMES = {
     "Slirp": "netspec",
     "SpecError": "errors",
     "UnsupportedError": "errors",
+    "bridge": "",
     "chroot": "",
     "course": "",
     "doctor": "diagnosis",
@@ -100,6 +103,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Bridge",
     "CallError",
     "CommandError",
     "CommandTimeout",
@@ -123,6 +127,7 @@ __all__ = [
     "Slirp",
     "SpecError",
     "UnsupportedError",
+    "bridge",
     "chroot",
     "course",
     "doctor",

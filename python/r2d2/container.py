@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from .bridge import Bridge
     from .call import Caller
     from .explain import Explanation
     from .files import ContainerPath
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     Networked: TypeAlias = Switched | Member
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_NETWORKS = ("none", "host", "slirp", "slirp4netns", "pasta")
+_NETWORKS = ("none", "host", "slirp", "bridge", "slirp4netns", "pasta")
 _STORAGE = ("auto", "tmpfs", "disk")
 _numbers = count(1)
 
@@ -75,11 +76,14 @@ class Container:
         workdir: default working directory inside.
         network: ``"none"`` (only ``lo``), ``"host"`` (the caller's), or ``"slirp"``: a network of its own
             that reaches what the caller reaches, by ordinary sockets (an ``r2d2.Slirp`` has options).
-            ``"slirp4netns"`` and ``"pasta"`` have these programs do it, where they are installed. Or an
-            ``r2d2.Network`` with other containers, a ``Network.member()`` of one, or a list of them.
-        ports: with ``"slirp"`` or a ``Network``, ports of the host that lead inside: ``{8080: 80}``, or
-            strings such as ``"8080:80"``, ``"0.0.0.0:53:53/udp"``, ``"8000-8010:8000-8010"``, or
-            ``"./app.sock:80"`` for a Unix socket. The host's address is 127.0.0.1 unless given.
+            ``"bridge"``, for real root only, has the host's kernel do it, by a veth pair and nf_tables (an
+            ``r2d2.Bridge`` has options; see `r2d2.bridge`). ``"slirp4netns"`` and ``"pasta"`` have these
+            programs do it, where they are installed. Or an ``r2d2.Network`` with other containers, a
+            ``Network.member()`` of one, or a list of them.
+        ports: with ``"slirp"``, ``"bridge"`` or a ``Network``, ports of the host that lead inside:
+            ``{8080: 80}``, or strings such as ``"8080:80"``, ``"0.0.0.0:53:53/udp"``,
+            ``"8000-8010:8000-8010"``, or ``"./app.sock:80"`` for a Unix socket. The host's address is
+            127.0.0.1 unless given.
         mounts: ``Mount`` objects or ``"SRC:DST[:ro]"`` strings.
         limits: ``Limits`` or a mapping with its fields, such as ``{"memory": "64m", "pids": 100}``.
         readonly: the root file system refuses writes.
@@ -120,7 +124,7 @@ class Container:
         user: str | int | None = None,
         env: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
         workdir: StrPath = "/",
-        network: str | Slirp | Networked | Iterable[Networked] = "none",
+        network: str | Slirp | Bridge | Networked | Iterable[Networked] = "none",
         ports: Mapping[int, int] | Iterable[str] | None = None,
         mounts: Iterable[Mount | str | tuple[Any, ...]] = (),
         limits: Limits | Mapping[str, Any] | None = None,
@@ -137,7 +141,7 @@ class Container:
         clock_offsets: int | tuple[int, int] | None = None,
         extra_hosts: Mapping[str, str] | None = None,
     ) -> None:
-        slirp: Slirp | None = None
+        slirp: Slirp | Bridge | None = None
         published: tuple[Publish, ...] = ()
         self._members: tuple[Member, ...] = ()
         if not isinstance(network, str) and not hasattr(network, "cidr"):
@@ -151,7 +155,7 @@ class Container:
             from .network import options_of
 
             slirp, published = options_of(network, ports, _NETWORKS)
-            network = "slirp"
+            network = "bridge" if hasattr(slirp, "forward") else "slirp"
         if storage not in _STORAGE:
             raise SpecError(f"storage={storage!r}: one of {', '.join(map(repr, _STORAGE))}")
         if storage == "disk" and tmpfs_size is not None:

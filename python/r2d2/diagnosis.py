@@ -290,6 +290,13 @@ class _Examiner:
             "tap", "tap", "a faster link to the network engine",
             instead=("packet", "a veth pair and a packet socket stand in") if veth and packet else None,
         )  # fmt: skip
+        from . import bridge
+
+        possible, fact, hint = bridge.possible()
+        self.add(
+            "bridge", 'network="bridge", for root: the kernel\'s own network', OK if possible else FAILED,
+            fact, hint,
+        )  # fmt: skip
         import socket
 
         tried = []

@@ -205,12 +205,17 @@ def explain(container: Container) -> Explanation:
     environ = container._environ() if who is None else container._environ(who.home)
     script = _Script(plan, environ, container.spec.workdir, None if who is None else who[:3])
     explanation = explain_plan(container.name, plan, script)
-    if container.spec.slirp is not None:
+    spec = container.spec
+    if spec.slirp is not None:
         from .network import explained
 
         number = len(explanation) + 1
-        explanation.steps += (explained(container.spec.slirp, number, container._network_took),)
-        explanation.notes += ("script() does not carry out the last step: it takes an engine of r2d2's",)
+        explanation.steps += (explained(spec.slirp, spec.ports, number, container._network_took),)
+        explanation.notes += (
+            "script() does not carry out the last step: it takes an engine of r2d2's"
+            if spec.network == "slirp"
+            else "script() does not carry out the last step: its commands are root's, outside, with the PID",
+        )
     if container._members:
         from .switch.member import explained as plugged
 

@@ -181,6 +181,28 @@ HINTS: dict[str, str] = {
         'most distributions have it); device="packet" or "any" does without'
     ),
     "tun.taken": "an interface of this name is there already: take another ifname, or end what made it",
+    "bridge.slirp": 'network="slirp" can, as any user',
+    "bridge.right": (
+        'network="slirp" needs no privilege and reaches the same; for "bridge" start this as root, in a '
+        "container with --cap-add NET_ADMIN, or in a network namespace of your own (`unshare -Urn`)"
+    ),
+    "bridge.nft": (
+        "an administrator can load it (`modprobe nf_tables nft_chain_nat`; CONFIG_NF_TABLES_INET, "
+        'CONFIG_NFT_NAT and CONFIG_NFT_MASQ); network="slirp" needs none of it'
+    ),
+    "bridge.forward": (
+        "turn it on (`sysctl -w net.ipv4.ip_forward=1`), or say r2d2.Bridge(forward=True), which does that "
+        'and leaves it on, as Docker does; network="slirp" needs none'
+    ),
+    "bridge.subnet": (
+        "give it another network, as in r2d2.Bridge(cidr='10.99.0.0/24'); `ip route` shows what is taken"
+    ),
+    "bridge.addresses": "end some of the containers, or give it a larger network (r2d2.Bridge(cidr=...))",
+    "bridge.closed": (
+        "the host's firewall drops forwarded packets by default ({chains}), and none of its rules there is "
+        "about r2d2's interfaces. No rule of r2d2's can change that; rules there can: `nft insert rule TABLE "
+        "CHAIN iifname 'r2d2-*' accept`, and the same with oifname"
+    ),
     "overlay.missing": (
         "this kernel has no overlay file system loaded: an administrator can load it (`modprobe overlay`); "
         "a directory used directly needs none (r2d2.Image.directory)"
@@ -651,6 +673,12 @@ def _cgroup(failure: Failure) -> Answer:
     return "cgroup.container" if engine() else True
 
 
+def _bridge(failure: Failure) -> Answer:
+    if failure.kind != "unsupported" or 'network="bridge"' not in failure.message:
+        return None
+    return "bridge.nft" if "nf_tables" in failure.message else "bridge.right"
+
+
 #: (step, errnos, hint, condition): the step's words as a regular expression, no errnos for any of them.
 Rule = tuple[str, str, str, "Callable[[Failure], Answer] | None"]
 
@@ -660,6 +688,7 @@ _MOUNTING = (
 _DENIED = "EPERM EACCES"
 
 _RULES: tuple[Rule, ...] = (
+    ("", "", "bridge.right", _bridge),
     ("", "", "", _imitation),
     ("", "ENOSYS", "kernel.old", _old),
     # Arguments and hosts: no step
@@ -745,6 +774,9 @@ _RULES: tuple[Rule, ...] = (
     ("make the tap", "ENOENT ENODEV ENXIO", "tun.missing", None),
     ("make the tap", _DENIED, "tun.denied", None),
     ("make the ", "EBUSY EEXIST", "tun.taken", None),
+    ("choose a subnet", "EADDRINUSE", "bridge.subnet", None),
+    ("choose an address", "EADDRNOTAVAIL", "bridge.addresses", None),
+    ("make the firewall's table", "ENOENT EOPNOTSUPP EPROTONOSUPPORT", "bridge.nft", None),
     ("join a new session keyring", "EDQUOT ENOSYS EACCES", "keyring", None),
 )  # fmt: skip
 

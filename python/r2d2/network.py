@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from .bridge import Bridge
     from .container import Container
     from .netspec import Engine
     from .slirp import Network
@@ -33,14 +34,23 @@ if TYPE_CHECKING:
 __all__ = ["Publish"]
 
 _TITLE = "attach the user-mode network to PID 1"
+_BRIDGE_TITLE = "join PID 1 to the host's network"
 
 
-def options_of(network: Any, ports: Any, known: tuple[str, ...]) -> tuple[Slirp, tuple[Publish, ...]]:
+def options_of(
+    network: Any, ports: Any, known: tuple[str, ...]
+) -> tuple[Slirp | Bridge, tuple[Publish, ...]]:
     """``network=`` and ``ports=`` of a container, checked.
 
     Raises:
         SpecError: they can never work.
+        UnsupportedError: this host, or this user, cannot have it.
     """
+    if network == "bridge" or hasattr(network, "forward"):
+        from .bridge import Bridge, checked
+
+        published = ports_of(ports)
+        return checked(Bridge() if isinstance(network, str) else network, published), published
     if isinstance(network, Slirp):
         options = network
     elif network == "slirp":
@@ -90,27 +100,31 @@ def ports_of(ports: Any) -> tuple[Publish, ...]:
     return tuple(found)
 
 
-def resolv_conf(options: Slirp) -> bytes:
+def resolv_conf(options: Slirp | Bridge) -> bytes:
     """/etc/resolv.conf (resolv.conf(5)) for this network."""
+    if not isinstance(options, Slirp):
+        from . import bridge
+
+        return bridge.resolv_conf(options)
     search = search_domains(options)
     lines = [*([f"search {' '.join(search)}"] if search else []), f"nameserver {addresses(options)[2]}"]
     return "\n".join(lines).encode() + b"\n"
 
 
 @contextmanager
-def spare(options: Slirp) -> Iterator[_core.SpareEngine | None]:
+def spare(options: Slirp | Bridge) -> Iterator[_core.SpareEngine | None]:
     """The engine's process, started before there is anything to attach it to; ended if nobody takes it.
 
     Raises:
         NetworkError: it cannot be started.
     """
-    if options.engine != "r2d2":
+    if isinstance(options, Slirp) and options.engine != "r2d2":
         yield None  # a program of somebody else, which wants its namespace at once
         return
     try:
         engine = _core.SpareEngine()
     except OSError as error:
-        raise _failure(_TITLE, error) from error
+        raise _failure(_title(options), error) from error
     try:
         yield engine
     finally:
@@ -119,7 +133,7 @@ def spare(options: Slirp) -> Iterator[_core.SpareEngine | None]:
 
 def connect(
     container: Container,
-    options: Slirp,
+    options: Slirp | Bridge,
     engine: _core.SpareEngine | None,
     listener: socket.socket | None = None,
 ) -> None:
@@ -134,15 +148,29 @@ def connect(
     began = time.perf_counter_ns()
     try:
         ports = container.spec.ports
-        container._network = network = attach(container.pid, options, None, ports, engine, listener)
+        container._network = network = (
+            attach(container.pid, options, None, ports, engine, listener)
+            if isinstance(options, Slirp)
+            else _bridge(container.pid, options, ports, engine, listener)
+        )
     except BaseException as error:
         container.stop()
         if isinstance(error, OSError) and not isinstance(error, NetworkError):
-            raise _failure(_TITLE, error) from error
+            raise _failure(_title(options), error) from error
         raise
     container._network_took = time.perf_counter_ns() - began
     if container._closed:  # by another thread, which could not know of it yet
         network.close()
+
+
+def _title(options: Slirp | Bridge) -> str:
+    return _TITLE if isinstance(options, Slirp) else _BRIDGE_TITLE
+
+
+def _bridge(pid: int, options: Bridge, *rest: Any) -> Network:
+    from . import bridge
+
+    return bridge.attach(pid, options, *rest)
 
 
 def attach(
@@ -197,8 +225,22 @@ def _failure(step: str, error: OSError) -> R2d2Error:
     return failure.with_hint(getattr(error, "hint", None))
 
 
-def explained(options: Slirp, number: int, took: int | None) -> ExplainedStep:
+def explained(
+    options: Slirp | Bridge, ports: Iterable[Publish], number: int, took: int | None
+) -> ExplainedStep:
     """The step, as ``explain()`` shows it."""
+    if not isinstance(options, Slirp):
+        from .bridge import by_hand
+
+        return ExplainedStep(
+            number,
+            "caller",
+            _BRIDGE_TITLE,
+            "pidfd_open execve setns socket sendto bind",
+            by_hand(options, ports),
+            "a veth pair, a route and a table of the firewall's, kept by a process that ends with it",
+            took=took,
+        )
     if options.engine == "pasta":
         from .external import command_line
 

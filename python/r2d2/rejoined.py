@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
-from . import network, statedir
+from . import bridge, network, statedir
+from .bridge import Bridge, BridgeNetwork
 from .errors import ContainerClosed, R2d2Error, SpecError, setup_error, unsupported_error
 from .netspec import Slirp, addresses, describe
 from .ports import Port
@@ -46,7 +47,7 @@ def check(container: Container) -> None:
         SpecError: a Unix socket is published: nobody would remove it.
     """
     options = container.spec.slirp
-    if options is not None and options.engine != "r2d2":
+    if isinstance(options, Slirp) and options.engine != "r2d2":
         raise unsupported_error(
             errno.EOPNOTSUPP, f"network={options.engine!r}: the program ends with this process"
         ).with_hint('network="slirp" has an engine that stays with a detached container')
@@ -56,7 +57,9 @@ def check(container: Container) -> None:
         )
 
 
-def connect(container: Container, options: Slirp, place: Place, engine: _core.SpareEngine | None) -> None:
+def connect(
+    container: Container, options: Slirp | Bridge, place: Place, engine: _core.SpareEngine | None
+) -> None:
     """Gives a container that is being started its network; it ends with us until `_core.Network.leave`."""
     with place.listening("network") as listener:
         network.connect(container, options, engine, listener)
@@ -69,7 +72,7 @@ class _Asked:
         self._control = control
         self._name = name
         self._lock = threading.Lock()
-        pid, self.device = self.request("about").split()
+        pid, self.device = self.request("about").split(maxsplit=1)
         self.pid = int(pid)
 
     def request(self, text: str, fds: Sequence[int] = ()) -> str:
@@ -119,15 +122,8 @@ def _failure(answer: str, name: str) -> R2d2Error:
     return ContainerClosed(f"the network of container {name} has ended")
 
 
-class Rejoined(Network):
-    """The network of a detached container. Closing it ends the connection, not the network."""
-
-    def __init__(self, state: State, options: Slirp, asked: _Asked) -> None:
-        from ipaddress import ip_address
-
-        address6 = ip_address("fd00::100") if options.ipv6 else None
-        super().__init__(cast("_core.Network", asked), options.ifname, addresses(options), address6)
-        self._state = state
+class _Again(Network):
+    """What is the same whoever made it: its ports."""
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -150,6 +146,23 @@ class Rejoined(Network):
             host, host_port = _address(unquote(at))
             found[Port(cast("Any", kind), host, host_port, guest, guest_port)] = int(number)
         self._ports = found
+
+
+class Rejoined(_Again):
+    """The network of a detached container. Closing it ends the connection, not the network."""
+
+    def __init__(self, options: Slirp, asked: _Asked) -> None:
+        from ipaddress import ip_address
+
+        address6 = ip_address("fd00::100") if options.ipv6 else None
+        super().__init__(cast("_core.Network", asked), options.ifname, addresses(options), address6)
+
+
+class RejoinedBridge(_Again, BridgeNetwork):
+    """The same of a container that is joined to the host's network."""
+
+    def __init__(self, options: Bridge, asked: _Asked) -> None:
+        BridgeNetwork.__init__(self, cast("_core.Network", asked), options, asked.device)
 
 
 @contextmanager
@@ -178,20 +191,22 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def rejoin(state: State) -> Rejoined | None:
+def rejoin(state: State) -> Rejoined | RejoinedBridge | None:
     """The network of a detached container; None if it has none of its own, or none any more."""
     fields = state.kept.get("slirp")
-    if not isinstance(fields, list | tuple) or len(fields) != len(Slirp._fields):
+    kind: type[Slirp | Bridge] = Bridge if state.kept.get("network") == "bridge" else Slirp
+    if not isinstance(fields, list | tuple) or len(fields) != len(kind._fields):
         return None
     try:
-        options = Slirp(*fields)
-        describe(options)
+        options = kind(*fields)
+        describe(options) if isinstance(options, Slirp) else bridge.describe(options)
         control = statedir.connect(state.name, "network")
     except (SpecError, TypeError, ValueError, AttributeError, ContainerClosed):
         return None
     control.settimeout(_PATIENCE)
     try:
-        return Rejoined(state, options, _Asked(control, state.name))
+        asked = _Asked(control, state.name)
+        return Rejoined(options, asked) if isinstance(options, Slirp) else RejoinedBridge(options, asked)
     except ContainerClosed:
         control.close()
         return None

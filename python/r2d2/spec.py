@@ -17,6 +17,7 @@ from .errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .bridge import Bridge
     from .image import Image
     from .netspec import Slirp
     from .network import Publish
@@ -125,7 +126,7 @@ class ContainerSpec(NamedTuple):
     work: str | None
     clock_offsets: tuple[int, int] | None
     extra_hosts: tuple[tuple[str, str], ...]
-    slirp: Slirp | None = None
+    slirp: Slirp | Bridge | None = None
     ports: tuple[Publish, ...] = ()
     resolvers: tuple[str, ...] = ()
 

@@ -121,7 +121,10 @@ class State(NamedTuple):
         kept.pop("name", None)
         kept.pop("parts", None)
         if isinstance(kept.get("slirp"), list | tuple):
-            kept["slirp"] = dict(zip(Slirp._fields, kept["slirp"], strict=False))
+            from .bridge import Bridge
+
+            fields = Bridge._fields if kept.get("network") == "bridge" else Slirp._fields
+            kept["slirp"] = dict(zip(fields, kept["slirp"], strict=False))
         kind, layers, name, _ = kept.pop("image")
         return {
             "name": self.name,

@@ -16,18 +16,20 @@ use nix::unistd::Uid;
 use super::plan::{Plan, proc, settings};
 use super::step::{Op, Place, Probe, Setting, Step};
 use super::{launch, program};
+use crate::bridge;
 use crate::error::{Error, Result};
 use crate::namespace::{IdMap, Kind, Namespaces};
 use crate::overlay::options::{Method, Options};
 use crate::sys::{features, memfd, path, pidfd};
 
 /// The names that [`run`] knows.
-pub const NAMES: [&str; 30] = [
+pub const NAMES: [&str; 31] = [
     "memfd",
     "unlinked",
     "openat2",
     "seccomp",
     "landlock",
+    "bridge",
     "user",
     "idmap",
     "subuid",
@@ -83,6 +85,7 @@ pub fn run(name: &str) -> Result<Option<u32>> {
         "landlock" => {
             features::landlock().map(Some).or_else(|e| fail("ask for Landlock", "landlock_create_ruleset", e))
         }
+        "bridge" => bridge::probe::probe().map(|()| None),
         _ => in_child(name).map(|()| None),
     }
 }

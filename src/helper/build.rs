@@ -43,6 +43,7 @@ fn main() {
 /// The engine of the user-mode network: static too, but with the standard library and made for speed.
 fn engine(target: &str, out: &std::path::Path) {
     println!("cargo:rerun-if-changed=src/slirp");
+    println!("cargo:rerun-if-changed=src/bridge");
     println!("cargo:rustc-check-cfg=cfg(r2d2_engine)");
     let status = Command::new(env::var_os("RUSTC").expect("cargo sets RUSTC"))
         .args([

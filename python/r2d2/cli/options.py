@@ -49,10 +49,10 @@ def add_container(parser: argparse.ArgumentParser, *, command: bool = True) -> N
     add("-h", "--hostname", metavar="NAME", help="host name inside (r2d2)")
     add(
         "--network",
-        metavar="none|host|slirp|slirp4netns|pasta",
-        choices=("none", "host", "slirp", "slirp4netns", "pasta"),
+        metavar="none|host|slirp|bridge|slirp4netns|pasta",
+        choices=("none", "host", "slirp", "bridge", "slirp4netns", "pasta"),
         default="none",
-        help="only lo, ours, or one of its own that reaches what we reach",
+        help="only lo, ours, or one of its own that reaches what we reach; bridge is for root",
     )
     add(
         "-p",
@@ -60,7 +60,7 @@ def add_container(parser: argparse.ArgumentParser, *, command: bool = True) -> N
         metavar="[[IP:]PORT:]PORT[/udp]|PATH:PORT",
         action="append",
         default=[],
-        help="with slirp: lead a port of ours inside (127.0.0.1 unless IP says otherwise), "
+        help="with slirp or bridge: lead a port of ours inside (127.0.0.1 unless IP says otherwise), "
         "a range A-B of them, or a Unix socket",
     )
     add("-v", "--volume", metavar="SRC:DST[:ro]", action="append", default=[], help="bind a path of ours")

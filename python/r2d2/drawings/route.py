@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from r2d2.errors import ContainerClosed, SpecError
 
@@ -56,8 +56,10 @@ def packet(target: Any, destination: str) -> Drawing:
         return _slirp(target, None, "the namespace", end)
     if not isinstance(target, Container):
         raise SpecError(f"{target!r}: a Container or a slirp.Network")
+    if target.spec.network == "bridge":
+        raise SpecError('network="bridge": its packets are the kernel\'s; there is no engine to draw')
     if target.network is not None:
-        return _slirp(target.network, target.spec.slirp, target.name, end)
+        return _slirp(target.network, cast("Slirp | None", target.spec.slirp), target.name, end)
     if not target.running:
         raise ContainerClosed(f"container {target.name} does not run")
     return _plain(target, end)

@@ -114,6 +114,8 @@ def _network(of: Container) -> str:
     network = of.network
     if network is None:
         return of.spec.network
+    if of.spec.network == "bridge":
+        return f"bridge: {network.ifname} {network.address}, router {network.gateway}"
     return f"slirp: {network.ifname} {network.address}, router {network.gateway}, DNS {network.dns}"
 
 

@@ -24,16 +24,27 @@ pub struct Interface {
 
 /// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor.
 pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
+    let (kind, fds) = elsewhere(|| {
+        let made = inside(setup)?;
+        Ok((if made.packet { "packet" } else { "tap" }, vec![made.fd]))
+    })?;
+    let fd = fds.first().copied().ok_or_else(|| Failure::new("attach", "exit", sys::EINVAL))?;
+    Ok(Interface { fd, packet: kind == "packet" })
+}
+
+/// Does something in a forked child, which may leave our namespaces: a word and the descriptors that come of it.
+pub fn elsewhere(
+    work: impl FnOnce() -> Result<(&'static str, Vec<Fd>), Failure>,
+) -> Result<(String, Vec<Fd>), Failure> {
     let (ours, theirs) =
         sys::socketpair().map_err(|e| Failure::new("start the attaching child", "socketpair", e))?;
     let Some(child) = sys::fork().map_err(|e| Failure::new("start the attaching child", "fork", e))? else {
         sys::name(c"r2d2-attach");
-        let code = match inside(setup) {
-            Ok(made) => {
-                let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &made.fd.to_ne_bytes());
-                i32::from(
-                    sys::sendmsg(theirs, if made.packet { b"packet" } else { b"tap" }, &rights, 0).is_err(),
-                )
+        let code = match work() {
+            Ok((word, fds)) => {
+                let fds: Vec<u8> = fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
+                let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &fds);
+                i32::from(sys::sendmsg(theirs, word.as_bytes(), &rights, 0).is_err())
             }
             Err(failure) => i32::from(sys::send(theirs, failure.message().as_bytes(), 0, &[]).is_err()),
         };
@@ -45,18 +56,19 @@ pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
     sys::wait(child);
     sys::close(ours);
     let (n, len, _) = answer.map_err(|e| Failure::new("hear from the attaching child", "recvmsg", e))?;
+    let text = String::from_utf8_lossy(text.get(..n).unwrap_or(&[])).into_owned();
     let rights = sys::controls(control.get(..len).unwrap_or(&[]))
         .find(|(l, k, _)| (*l, *k) == (SOL_SOCKET, SCM_RIGHTS));
-    if let Some(fd) = rights.and_then(|(_, _, payload)| payload.first_chunk::<4>()) {
-        return Ok(Interface { fd: i32::from_ne_bytes(*fd), packet: text.get(..n) == Some(b"packet") });
+    if let Some((_, _, payload)) = rights {
+        let fds = payload.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+        return Ok((text, fds.collect()));
     }
-    let text = String::from_utf8_lossy(text.get(..n).unwrap_or(&[])).into_owned();
     Err(Failure::parse(&text).unwrap_or_else(|| Failure::new("attach", "exit", sys::EINVAL)))
 }
 
 /// In the child: joins, makes, configures.
 pub fn inside(setup: &Setup) -> Result<Interface, Failure> {
-    join(setup)?;
+    join(&setup.namespaces)?;
     let pair =
         || packet::create(&setup.ifname, setup.config.mtu.into()).map(|fd| Interface { fd, packet: true });
     let made = if setup.device == Kind::Packet {
@@ -79,11 +91,11 @@ pub fn inside(setup: &Setup) -> Result<Interface, Failure> {
     Ok(made)
 }
 
-fn join(setup: &Setup) -> Result<(), Failure> {
+/// Joins the user and the network namespace that one descriptor names, a pidfd, or two.
+pub fn join(namespaces: &[Fd]) -> Result<(), Failure> {
     let failed = |errno| Failure::new("join the namespaces", "setns", errno);
-    if setup.namespaces.len() == 1 {
+    if let [fd] = *namespaces {
         // A pidfd. EINVAL: the user namespace is our own, or the kernel is too old to join both at once.
-        let fd = setup.namespaces.first().copied().unwrap_or(-1);
         return match sys::setns(fd, CLONE_NEWUSER | CLONE_NEWNET) {
             Err(sys::EINVAL) => sys::setns(fd, CLONE_NEWNET),
             other => other,
@@ -91,7 +103,7 @@ fn join(setup: &Setup) -> Result<(), Failure> {
         .map(drop)
         .map_err(failed);
     }
-    let [user, net] = *setup.namespaces else { return Err(failed(sys::EINVAL)) };
+    let [user, net] = *namespaces else { return Err(failed(sys::EINVAL)) };
     // User namespace first: it gives the right to join the other. EINVAL: it is our own.
     match sys::setns(user, CLONE_NEWUSER) {
         Ok(_) | Err(sys::EINVAL) => {}
@@ -103,13 +115,22 @@ fn join(setup: &Setup) -> Result<(), Failure> {
 
 /// Writes a setting of the namespace that we are in (/proc/sys/net), if it exists.
 fn write(name: &str, value: &[u8]) {
+    let _ = set(name, value);
+}
+
+/// Opens a setting of the namespace that we are in.
+pub fn setting(name: &str, access: sys::Access) -> Result<Fd, i32> {
     let path = format!("/proc/sys/net/{name}\0");
-    if let Ok(path) = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()) {
-        if let Ok(fd) = sys::open(path, sys::Access::Write) {
-            let _ = sys::write(fd, value);
-            sys::close(fd);
-        }
-    }
+    let path = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()).map_err(|_| sys::EINVAL)?;
+    sys::open(path, access)
+}
+
+/// Writes a setting of the namespace that we are in; `ENOENT` where it does not exist.
+pub fn set(name: &str, value: &[u8]) -> Result<(), i32> {
+    let fd = setting(name, sys::Access::Write)?;
+    let written = sys::write(fd, value);
+    sys::close(fd);
+    written.map(drop)
 }
 
 /// Lets the namespace's kernel neither believe nor send router messages on an interface that is configured here.

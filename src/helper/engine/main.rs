@@ -12,17 +12,22 @@
 //!    moving packets (`sandbox`).
 //! 5. It reports success, and serves until its owner or the namespace's process is gone (`run`).
 //!
-//! Two other first messages make it something else: a network of containers, which makes no interface itself but is
-//! given them (`switching`), and the maker of one such interface (`interface`).
+//! Three other first messages make it something else: a network of containers, which makes no interface itself but is
+//! given them (`switching`), the maker of one such interface (`interface`), and the keeper of a container's place in the
+//! kernel's own network (`bridging`), which handles no packet at all.
 //!
 //! It holds the only descriptor of the interface: when it ends, by whatever cause, the interface vanishes.
 #![allow(dead_code, unused_imports, reason = "the library offers more than this program uses")]
 
 mod address;
 mod attach;
+#[path = "../../bridge/mod.rs"]
+mod bridge;
+mod bridging;
 mod control;
 mod host;
 mod interface;
+mod joining;
 mod netlink;
 mod packet;
 #[path = "../../sys/raw.rs"]
@@ -34,6 +39,7 @@ mod sandbox;
 mod slirp;
 mod switching;
 mod sys;
+mod talk;
 mod tap;
 mod waiting;
 

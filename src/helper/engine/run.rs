@@ -10,7 +10,7 @@ use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
 use crate::tap::{self, Link, Tap};
 use crate::waiting::{self, Waiting};
-use crate::{attach, interface, packet, sandbox, switching};
+use crate::{attach, bridging, interface, packet, sandbox, switching};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -45,6 +45,7 @@ pub fn serve() -> Result<(), Failure> {
     match text.split_whitespace().next() {
         Some("switch") => return switching::serve(&text, fds),
         Some("interface") => return interface::serve(&text, fds),
+        Some("bridge") => return bridging::serve(&text, fds),
         _ => {}
     }
     let mut setup = Setup::parse(&text, fds)?;

@@ -88,8 +88,13 @@ fn program() -> Vec<u64> {
 
 /// Gives everything up.
 pub fn enter() -> Result<(), Failure> {
+    enter_with(0)
+}
+
+/// Gives everything up but these capabilities, a bit each.
+pub fn enter_with(capabilities: u32) -> Result<(), Failure> {
     let failed = |what| move |errno| Failure::new("enter the sandbox", what, errno);
-    sys::drop_capabilities();
+    sys::keep_capabilities(capabilities);
     sys::prctl(4, 0).map_err(failed("prctl PR_SET_DUMPABLE"))?;
     sys::prctl(38, 1).map_err(failed("prctl PR_SET_NO_NEW_PRIVS"))?;
     match sys::seccomp(&program()) {

@@ -64,6 +64,10 @@ pub const EEXIST: i32 = 17;
 pub const EMSGSIZE: i32 = 90;
 /// errno.
 pub const ENETDOWN: i32 = 100;
+/// errno.
+pub const EADDRINUSE: i32 = 98;
+/// errno.
+pub const EADDRNOTAVAIL: i32 = 99;
 
 /// A system call that does not touch our memory.
 fn plain<const N: usize>(n: usize, args: [usize; N]) -> Outcome {
@@ -385,11 +389,11 @@ pub fn epoll_wait(epoll: Fd, events: &mut [Event], timeout: i32) -> Outcome {
     pointed(nr::EPOLL_WAIT, [epoll as usize, at, events.len(), timeout as usize])
 }
 
-/// Gives up every capability.
-pub fn drop_capabilities() {
+/// Gives up every capability but those of the first 32 that have their bit in `kept`.
+pub fn keep_capabilities(kept: u32) {
     let header = [0x2008_0522u32, 0]; // _LINUX_CAPABILITY_VERSION_3, ourselves
-    let none = [0u32; 6];
-    let _ = pointed(nr::CAPSET, [header.as_ptr() as usize, none.as_ptr() as usize]);
+    let sets = [kept, kept, 0, 0, 0, 0]; // effective, permitted, inheritable; the same of the next 32
+    let _ = pointed(nr::CAPSET, [header.as_ptr() as usize, sets.as_ptr() as usize]);
 }
 
 /// Installs a seccomp filter.
