@@ -61,9 +61,11 @@ def serving(container: r2d2.Container, port: int = 80) -> Iterator[None]:
     server = container.popen(["python3", "-c", SERVER, str(port)], stdout=subprocess.PIPE)
     with server:
         assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
-        yield
-        server.kill()
+        try:
+            assert server.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            server.kill()
 
 
 def ask(container: r2d2.Container, to: object, port: int, kind: str = "tcp", patience: float = 3) -> str:
@@ -186,6 +188,8 @@ def test_containers_reach_each_other() -> None:
         assert ask(a, net(b).address6, 80, "udp") == str(net(a).address6)
         with r2d2.Container(network=r2d2.Bridge(cidr="10.99.0.0/24")) as stranger:
             assert ask(stranger, net(b).address, 80, patience=0.5) == "timeout"
+        with r2d2.Container(network="bridge", userns="host") as real:
+            assert ask(real, net(b).address, 80) == str(net(real).address)
         with r2d2.Container(network=r2d2.Bridge(ipv6=False, mtu=9000, ifname="net0")) as old:
             assert ask(old, net(b).address, 80) == str(net(old).address)
             assert net(old).address6 is None
@@ -386,7 +390,7 @@ def test_sigkill_leaves_nothing(host: Host) -> None:
             assert owner.stdout is not None
             owner.stdout.readline()
             owner.stdout.close()
-            time.sleep(choose.uniform(0, 0.6))
+            time.sleep(choose.uniform(0.05, 0.9))
             seen = host.left()
             owner.kill()
             began = time.monotonic()
@@ -394,7 +398,7 @@ def test_sigkill_leaves_nothing(host: Host) -> None:
         took.append((time.monotonic() - began, bool(seen)))
     print("seconds from SIGKILL to nothing:", [round(each, 2) for each, _ in took])
     assert sorted(each for each, _ in took)[len(took) // 2] < 1
-    assert sum(seen for _, seen in took) > 6, "there was something to leave"
+    assert sum(seen for _, seen in took) > 4, "there was something to leave"
     assert until(lambda: not left() and not set(children()) - before, 5)
 
 
@@ -408,8 +412,8 @@ def test_keeper_killed_is_noticed(host: Host) -> None:
 
 
 @root
-@pytest.mark.usefixtures("runtime")
-def test_detached_keeps_its_ports(host: Host) -> None:
+def test_detached_keeps_its_ports(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R2D2_RUNTIME", str(tmp_path / "runtime"))
     start = ["r2d2", "run", "-d", "--name", "kept", "--network", "bridge", "-p", "0.0.0.0:8090:80", "host"]
     command = [sys.executable, "-m", *start, "python3", "-c", SERVER]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -20,6 +20,7 @@ r"""Linux containers as a Python library: rootless, no daemon, nothing else to i
 - ``r2d2.chroot``: another directory as ``/``, with exactly the files that its programs ask for (chroot(2));
 - ``r2d2.overlay``: read-only layers seen through one that takes the writes, like slides laid on each other
   (overlayfs, "overlay2");
+- ``r2d2.bridge``: a container in the kernel's own network, for root;
 - ``r2d2.slirp``: a way to the world for a network namespace, through ordinary sockets of its user;
 - ``r2d2.Network``: containers that reach each other, over links as bad as you like.
 

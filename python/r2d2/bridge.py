@@ -12,7 +12,8 @@ is killed (``src/bridge`` tells how)::
 
 What it needs of the host, and takes or leaves:
 
-- The right to change the host's network (``CAP_NET_ADMIN`` there), and nf_tables.
+- The right to change the host's network (``CAP_NET_ADMIN`` there), nf_tables, and a /proc/sys that can be
+  written (that of most containers cannot).
 - ``net.ipv4.ip_forward``, which makes the machine a router. Where it is off, nothing is started;
   ``Bridge(forward=True)`` is the word to turn it on, as Docker does unasked. It stays on then: nobody could
   say when the last that needs it is gone.
@@ -20,6 +21,8 @@ What it needs of the host, and takes or leaves:
   one has a closed ``forward`` chain without a word about ``r2d2-`` interfaces, a warning says so.
 - Published on 127.0.0.1, a port needs ``route_localnet``: set for that interface alone, which is not to be
   reached from inside by it (a rule drops what comes for 127.0.0.0/8).
+
+Containers find each other by address; ``extra_hosts=`` gives addresses names.
 
 A port is held by a listening socket on which nothing arrives: it is taken for others, ``EADDRINUSE``. IPv6
 has unique local addresses; it reaches the world where the host forwards IPv6, and not over ``::1``.
@@ -55,7 +58,7 @@ class Bridge(NamedTuple):
 
     Attributes:
         ifname: the interface's name inside.
-        mtu: the largest packet, 576 to 65521 bytes (1280 at least with IPv6).
+        mtu: the largest packet, 576 to 65535 bytes (1280 at least with IPv6).
         cidr: the IPv4 network, with a prefix of 8 to 30 bits; None for the first of 10.210.0.0/16,
             172.30.0.0/16 and 192.168.210.0/24 that overlaps none of the host's routes. Containers of one
             network reach each other; those of another do not reach them.
@@ -91,11 +94,20 @@ def checked(options: Bridge, ports: Sequence[Publish]) -> Bridge:
     for port in ports:
         _check_port(options, port)
     _core.probe("bridge")
-    if not options.forward and not forwards():
-        raise unsupported_error(
-            errno.EOPNOTSUPP, 'network="bridge": net.ipv4.ip_forward is off, so this machine is no router'
-        ).with_hint(HINTS["bridge.forward"])
+    if lacking := _lacking(options.forward):
+        number, fact, hint = lacking
+        raise unsupported_error(number, f'network="bridge": {fact}').with_hint(hint)
     return options
+
+
+def _lacking(forward: bool) -> tuple[int, str, str] | None:
+    """What else this host lacks: errno, fact, hint."""
+    if not os.access(_FORWARD, os.W_OK):
+        return errno.EROFS, "/proc/sys cannot be written", HINTS["bridge.sysctl"]
+    if not forward and not forwards():
+        fact = "net.ipv4.ip_forward is off, so this machine is no router"
+        return errno.EOPNOTSUPP, fact, HINTS["bridge.forward"]
+    return None
 
 
 def _check_port(options: Bridge, port: Publish) -> None:
@@ -132,8 +144,8 @@ def describe(options: Bridge) -> str:
     if not netspec.IFNAME.fullmatch(options.ifname) or options.ifname in (".", "..", "lo"):
         raise SpecError(f"ifname: {options.ifname!r} is not an interface's name of at most 15 bytes")
     least = 1280 if options.ipv6 else 576
-    if not least <= options.mtu <= 65521:
-        raise SpecError(f"mtu: {options.mtu} is not between {least} and 65521")
+    if not least <= options.mtu <= 65535:
+        raise SpecError(f"mtu: {options.mtu} is not between {least} and 65535")
     return "\n".join(
         (
             "bridge",
@@ -352,6 +364,6 @@ def possible() -> tuple[bool, str, str | None]:
         _core.probe("bridge")
     except UnsupportedError as error:
         return False, str(error), error.hint
-    if not forwards():
-        return False, "nf_tables work; net.ipv4.ip_forward is off", HINTS["bridge.forward"]
+    if lacking := _lacking(forward=False):
+        return False, f"interfaces, routes and nf_tables may be changed, but {lacking[1]}", lacking[2]
     return True, "interfaces, routes and nf_tables may be changed; net.ipv4.ip_forward is on", None

@@ -183,12 +183,16 @@ HINTS: dict[str, str] = {
     "tun.taken": "an interface of this name is there already: take another ifname, or end what made it",
     "bridge.slirp": 'network="slirp" can, as any user',
     "bridge.right": (
-        'network="slirp" needs no privilege and reaches the same; for "bridge" start this as root, in a '
-        "container with --cap-add NET_ADMIN, or in a network namespace of your own (`unshare -Urn`)"
+        'network="slirp" needs no privilege and reaches the same; for "bridge" start this as '
+        "real root, or as root of a network namespace of your own (`unshare -Urn`)"
     ),
     "bridge.nft": (
         "an administrator can load it (`modprobe nf_tables nft_chain_nat`; CONFIG_NF_TABLES_INET, "
         'CONFIG_NFT_NAT and CONFIG_NFT_MASQ); network="slirp" needs none of it'
+    ),
+    "bridge.sysctl": (
+        "in a container, start that with --privileged, or mount a /proc of its own that can be written; "
+        'network="slirp" needs none of it'
     ),
     "bridge.forward": (
         "turn it on (`sysctl -w net.ipv4.ip_forward=1`), or say r2d2.Bridge(forward=True), which does that "
