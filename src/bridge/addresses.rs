@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// The upper 96 bits of all IPv6 addresses.
-const UNIQUE_LOCAL: [u16; 6] = [0xfdd2, 0xd2d2, 0xd2d2, 0, 0, 0];
+const UNIQUE_LOCAL: u128 = 0xfdd2_d2d2_d2d2_0000_0000_0000;
 /// How many of them those are.
 pub const BITS6: u8 = 96;
 
@@ -61,9 +61,7 @@ impl Subnet {
 
 /// The IPv6 address of whoever has this IPv4 address.
 pub fn sixth(address: Ipv4Addr) -> Ipv6Addr {
-    let bits = address.to_bits();
-    let [a, b, c, d, e, f] = UNIQUE_LOCAL;
-    Ipv6Addr::new(a, b, c, d, e, f, (bits >> 16) as u16, bits as u16)
+    Ipv6Addr::from_bits(UNIQUE_LOCAL << 32 | u128::from(address.to_bits()))
 }
 
 /// The name of the host's interface to whoever has this address; the table's too.

@@ -24,6 +24,7 @@ const HEADER: usize = 16;
 
 /// Attributes, one behind the other.
 #[derive(Debug, Default, Clone)]
+#[must_use]
 pub struct Attributes(Vec<u8>);
 
 impl Attributes {

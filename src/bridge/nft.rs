@@ -159,6 +159,7 @@ pub fn closed(body: &[u8]) -> Option<(u8, String, String)> {
 
 /// One rule: expressions, each of which goes on to the next or ends it.
 #[derive(Debug, Default, Clone)]
+#[must_use]
 pub struct Rule(Attributes);
 
 /// A field of the network header: its offset for IPv4 and for IPv6.

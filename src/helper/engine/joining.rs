@@ -151,7 +151,9 @@ fn claim(route: &Netlink, wanted: &Wanted, subnet: Subnet, namespace: Fd) -> Res
         let guest = Guest { interface, v4, v6: wanted.ipv6.then(|| addresses::sixth(v4)), subnet };
         match stand(route, index, guest) {
             Ok(Some(guest)) => return Ok((guest, index)),
-            Ok(None) => drop(route.tell(&link::remove(index))),
+            Ok(None) => {
+                let _ = route.tell(&link::remove(index));
+            }
             Err(failure) => {
                 let _ = route.tell(&link::remove(index));
                 return Err(failure);
