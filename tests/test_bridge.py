@@ -96,6 +96,9 @@ def test_addresses_inside(host: Host) -> None:
         found = c.run(["ip", "-o", "address", "show", "eth0"], capture_output=True, text=True).stdout
         assert f"{n.address}/32" in found
         assert f"{n.address6}/128" in found
+        assert "bridge: eth0" in c._repr_mimebundle_()["text/html"]
+        with pytest.raises(r2d2.SpecError, match="no engine to draw"):
+            r2d2.drawings.packet(c, "192.0.2.1:80")
         assert "default via 10.210.0.1" in c.run(["ip", "route"], capture_output=True, text=True).stdout
     assert not n.alive
 
@@ -459,7 +462,6 @@ def test_by_hand(host: Host) -> None:
         assert line.strip() in ours, line
 
 
-@root
 def test_resolvers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, resolved = tmp_path / "resolv.conf", tmp_path / "resolved.conf"
     found = bridge._resolvers

@@ -18,7 +18,8 @@ What it needs of the host, and takes or leaves:
   ``Bridge(forward=True)`` is the word to turn it on, as Docker does unasked. It stays on then: nobody could
   say when the last that needs it is gone.
 - A firewall that lets forwarded packets pass. An ``accept`` of ours cannot open what another table drops: if
-  one has a closed ``forward`` chain without a word about ``r2d2-`` interfaces, a warning says so.
+  one has a closed ``forward`` chain without a word about ``r2d2-`` interfaces, a warning says so (of chains
+  of nf_tables, also those that iptables-nft made; what iptables-legacy has cannot be seen).
 - Published on 127.0.0.1, a port needs ``route_localnet``: set for that interface alone, which is not to be
   reached from inside by it (a rule drops what comes for 127.0.0.0/8).
 
@@ -335,12 +336,14 @@ def by_hand(options: Bridge, ports: Iterable[Publish]) -> str:
                 ("postrouting", "nat", "postrouting", "srcnat"),
             )
         ),
-        f"nft add rule inet {near} guard iifname {near} ip saddr != {own} drop",
-        f"nft add rule inet {near} guard iifname {near} ip daddr 127.0.0.0/8 drop",
-        f"nft add rule inet {near} forward oifname {near} ct state established,related accept",
-        f"nft add rule inet {near} forward oifname {near} ct status dnat accept",
-        f"nft add rule inet {near} forward oifname {near} iifname 'r2d2-*' ip saddr {network} accept",
-        f"nft add rule inet {near} forward oifname {near} drop",
+        f"nft add rule inet {near} guard iifname != {near} accept",
+        f"nft add rule inet {near} guard ip saddr != {own} drop",
+        f"nft add rule inet {near} guard ip daddr 127.0.0.0/8 drop",
+        f"nft add rule inet {near} forward oifname != {near} accept",
+        f"nft add rule inet {near} forward ct state established,related accept",
+        f"nft add rule inet {near} forward ct status dnat accept",
+        f"nft add rule inet {near} forward iifname 'r2d2-*' ip saddr {network} accept",
+        f"nft add rule inet {near} forward drop",
         f"nft add rule inet {near} postrouting ip saddr {own} oifname != 'r2d2-*' masquerade",
         f"nft add rule inet {near} postrouting oifname {near} ip saddr 127.0.0.0/8 masquerade",
     ]

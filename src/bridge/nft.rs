@@ -232,14 +232,14 @@ impl Rule {
         self.expression("immediate", &Attributes::new().be32(1, 0).nest(2, &verdict))
     }
 
-    /// `iifname NAME`, `oifname NAME`.
-    pub fn interface(self, way: Way, name: &str) -> Self {
+    /// `iifname NAME`, or `oifname != NAME`.
+    pub fn interface(self, way: Way, not: bool, name: &str) -> Self {
         let mut whole = name.as_bytes().to_vec();
         whole.resize(16, 0);
-        self.meta(way.key()).compare(false, &whole)
+        self.meta(way.key()).compare(not, &whole)
     }
 
-    /// `iifname "NAME*"`, or `oifname != "NAME*"`.
+    /// The same of all whose names begin so: `iifname "NAME*"`.
     pub fn interfaces(self, way: Way, not: bool, prefix: &str) -> Self {
         self.meta(way.key()).compare(not, prefix.as_bytes())
     }

@@ -43,39 +43,39 @@ impl Guest {
         [Some(self.v4.into()), self.v6.map(Into::into)].into_iter().flatten()
     }
 
-    fn from(&self) -> Rule {
-        Rule::new().interface(Way::In, &self.interface)
-    }
-
     fn to(&self) -> Rule {
-        Rule::new().interface(Way::Out, &self.interface)
+        Rule::new().interface(Way::Out, false, &self.interface)
     }
 
     /// The rules that it has from the beginning.
     pub fn rules(&self) -> Vec<(Chain, Rule)> {
         let mut found = Vec::new();
         let mut add = |chain, rule| found.push((chain, rule));
+        // A packet passes the chains of all containers: out of those that are not its own by the first rule.
+        add(Chain::Guard, Rule::new().interface(Way::In, true, &self.interface).accept());
+        add(Chain::Forward, Rule::new().interface(Way::Out, true, &self.interface).accept());
         // It speaks for itself only, and never to the host's loopback, which `route_localnet` would let in
         // (CVE-2020-8558).
         let v4 = IpAddr::V4(self.v4);
-        add(Chain::Guard, self.from().family(v4).is(Field::Source, true, v4).drop());
-        add(Chain::Guard, self.from().family(v4).within(Field::Destination, false, LOOPBACK, 8).drop());
-        let six = || self.from().family(Ipv6Addr::UNSPECIFIED.into());
-        if let Some(v6) = self.v6 {
-            // The link's own addresses are those of neighbour discovery.
-            let link = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
-            let rule = six()
-                .is(Field::Source, true, v6.into())
-                .within(Field::Source, true, link.into(), 10)
-                .is(Field::Source, true, Ipv6Addr::UNSPECIFIED.into());
-            add(Chain::Guard, rule.drop());
-        } else {
-            add(Chain::Guard, six().drop());
-        }
+        add(Chain::Guard, Rule::new().family(v4).is(Field::Source, true, v4).drop());
+        add(Chain::Guard, Rule::new().family(v4).within(Field::Destination, false, LOOPBACK, 8).drop());
+        let six = Rule::new().family(Ipv6Addr::UNSPECIFIED.into());
+        add(
+            Chain::Guard,
+            match self.v6 {
+                // The link's own addresses are those of neighbour discovery.
+                Some(v6) => six
+                    .is(Field::Source, true, v6.into())
+                    .within(Field::Source, true, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10)
+                    .is(Field::Source, true, Ipv6Addr::UNSPECIFIED.into())
+                    .drop(),
+                None => six.drop(),
+            },
+        );
         // In come answers, what was published, and its fellows.
-        add(Chain::Forward, self.to().answers().accept());
-        add(Chain::Forward, self.to().redirected().accept());
-        let fellows = || self.to().interfaces(Way::In, false, OURS);
+        add(Chain::Forward, Rule::new().answers().accept());
+        add(Chain::Forward, Rule::new().redirected().accept());
+        let fellows = || Rule::new().interfaces(Way::In, false, OURS);
         let (network, _) = self.subnet.masked();
         add(
             Chain::Forward,
@@ -86,7 +86,7 @@ impl Guest {
             let rule = fellows().family(v6.into()).within(Field::Source, false, sixth(network).into(), bits);
             add(Chain::Forward, rule.accept());
         }
-        add(Chain::Forward, self.to().drop());
+        add(Chain::Forward, Rule::new().drop());
         for address in self.addresses() {
             let family = || Rule::new().family(address);
             // Out into the world; to its fellows it goes as itself.
