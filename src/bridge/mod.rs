@@ -11,7 +11,7 @@
 //!   `route_localnet`) and its routes.
 //! - The firewall's table belongs to a netlink socket of the keeper (`NFT_TABLE_F_OWNER`, Linux 5.12), a process of the
 //!   container's own (`src/helper/engine/bridging.rs`): it is gone when that ends, and nobody else's `flush ruleset`
-//!   touches it before.
+//!   touches it before. The keeper has a shadow (`guard`) that cuts the wire if somebody kills it.
 //!
 //! There is no bridge device. Whoever was last would have to remove it, and nobody would when he is killed. Instead
 //! each container is routed: one address (`/32`), one route to it by its own veth pair, the same router for all. So

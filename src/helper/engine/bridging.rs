@@ -4,12 +4,13 @@
 //! Packets never come here: they are the kernel's. What is kept is two kinds of socket: the one that owns the table,
 //! which vanishes with it, and one for each published port, on which nothing ever arrives but which nobody else can
 //! have meanwhile (`EADDRINUSE`). It ends with its owner or with the container's PID 1, whichever is first, and removes
-//! the veth pair then; if it cannot, the kernel does with the container's network namespace.
+//! the veth pair then; if it cannot, its `guard` does, or the kernel with the container's network namespace.
 
 use crate::bridge::nft::{self, Batch, Chain};
 use crate::bridge::rules::Published;
 use crate::bridge::{addresses, conntrack, link};
 use crate::control::{self, Beside, Failure};
+use crate::guard::CAP_NET_ADMIN;
 use crate::joining::{self, Made, Wanted};
 use crate::sandbox;
 use crate::sys::{self, Event, Fd};
@@ -18,8 +19,6 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 const CONTROL: Fd = 0;
-/// What changing the firewall takes for as long as ports may come and go.
-const CAP_NET_ADMIN: u32 = 1 << 12;
 const EPOLLIN: u32 = 1;
 const GONE: u64 = u64::MAX;
 const LISTEN: u64 = u64::MAX - 1;
@@ -97,6 +96,7 @@ impl Keeper {
             self.run(epoll);
         }
         let _ = self.made.route.tell(&link::remove(self.index));
+        self.made.guard.end();
         ready.map(drop)
     }
 

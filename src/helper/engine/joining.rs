@@ -10,6 +10,7 @@ use crate::bridge::addresses::{self, Subnet};
 use crate::bridge::rules::{self, Guest};
 use crate::bridge::{link, nft};
 use crate::control::Failure;
+use crate::guard::Guard;
 use crate::sys::{self, Fd};
 use crate::talk::{self, Netlink, failed};
 use std::net::{IpAddr, Ipv4Addr};
@@ -74,6 +75,8 @@ pub struct Made {
     pub firewall: Netlink,
     /// `route_localnet` of the host's end, to be written when a port of the loopback leads inside.
     pub localnet: Option<Fd>,
+    /// Removes the interface if we cannot.
+    pub guard: Guard,
 }
 
 /// Makes all of it, or nothing.
@@ -103,15 +106,18 @@ pub fn make(wanted: &Wanted) -> Result<Made, Failure> {
     let claimed = claim(&route, wanted, subnet, namespace);
     sys::close(namespace);
     let (guest, index) = claimed?;
+    let guard = Guard::start(index).inspect_err(|_| {
+        let _ = route.tell(&link::remove(index));
+    })?;
     let finished = finish(wanted, &guest, &Netlink(inside), &firewall);
     sys::close(inside);
     if let Err(failure) = finished {
-        let _ = route.tell(&link::remove(index));
+        guard.end();
         return Err(failure);
     }
     let localnet =
         attach::setting(&format!("ipv4/conf/{}/route_localnet", guest.interface), sys::Access::Write).ok();
-    Ok(Made { guest, index, route, firewall, localnet })
+    Ok(Made { guest, index, route, firewall, localnet, guard })
 }
 
 /// The first subnet that no route of the host leads to.

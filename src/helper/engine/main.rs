@@ -25,6 +25,7 @@ mod attach;
 mod bridge;
 mod bridging;
 mod control;
+mod guard;
 mod host;
 mod interface;
 mod joining;
