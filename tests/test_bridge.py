@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from r2d2.bridge import BridgeNetwork
 
 pytestmark = needs("unshare")
-root = needs("root")
+root = needs("root", "nft")
 
 
 @pytest.fixture(scope="module")

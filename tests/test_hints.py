@@ -157,6 +157,8 @@ ELSEWHERE = [
     ({"apparmor_restricts": True}, "mount tmpfs on /tmp", "fsmount", "EPERM", "venv --copies"),
     ({"apparmor_restricts": True}, "write the id maps (…)", "write", "EPERM", "userns,"),
     ({"apparmor_restricts": True}, "bring up lo", "ioctl", "EPERM", "userns,"),
+    ({}, "make the veth pair", "netlink", "EOPNOTSUPP", "modprobe veth"),
+    ({}, "make the firewall's table", "netlink", "EOPNOTSUPP", "nft_chain_nat"),
     ({"selinux_enforces": True}, CLONE, "clone", "EACCES", "ausearch"),
     ({"imitation": "gvisor"}, "make all mounts private", "mount_setattr", "ENOSYS", "gVisor"),
     ({"imitation": "wsl1"}, CLONE, "clone", "EINVAL", "set-version"),

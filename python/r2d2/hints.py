@@ -190,6 +190,10 @@ HINTS: dict[str, str] = {
         "an administrator can load it (`modprobe nf_tables nft_chain_nat`; CONFIG_NF_TABLES_INET, "
         'CONFIG_NFT_NAT and CONFIG_NFT_MASQ); network="slirp" needs none of it'
     ),
+    "bridge.veth": (
+        "an administrator can load what it is made of (`modprobe veth`); "
+        'network="slirp" does without where there is a /dev/net/tun'
+    ),
     "bridge.sysctl": (
         "in a container, start that with --privileged, or mount a /proc of its own that can be written; "
         'network="slirp" needs none of it'
@@ -778,6 +782,7 @@ _RULES: tuple[Rule, ...] = (
     ("make the tap", "ENOENT ENODEV ENXIO", "tun.missing", None),
     ("make the tap", _DENIED, "tun.denied", None),
     ("make the ", "EBUSY EEXIST", "tun.taken", None),
+    ("make the veth pair", "EOPNOTSUPP", "bridge.veth", None),
     ("choose a subnet", "EADDRINUSE", "bridge.subnet", None),
     ("choose an address", "EADDRNOTAVAIL", "bridge.addresses", None),
     ("make the firewall's table", "ENOENT EOPNOTSUPP EPROTONOSUPPORT", "bridge.nft", None),

@@ -19,7 +19,8 @@
 //! bear their own address, and none can answer ARP in another's name or send it router advertisements (CVE-2020-10749,
 //! CVE-2020-13401). What is lost is broadcast and multicast between containers.
 //!
-//! A table for each container has a price: what is forwarded passes the chains of all of them, one comparison each.
+//! A table for each container has a price: what is forwarded passes the chains of all of them, one comparison each
+//! (measured: fifty more containers make a round trip of 37 µs between two of them one of 63 µs).
 //!
 //! Addresses are handed out by the kernel's own refusal: the interface is named after the address, and the route to it
 //! is made with `NLM_F_EXCL`; who gets `EEXIST` tries the next. No file, no lock, no daemon, and nothing to give back.
