@@ -326,6 +326,18 @@ def test_forwarding_is_turned_on_by_word_only(host: Host) -> None:
 
 
 @root
+def test_no_way_for_ipv6_where_the_host_has_none(host: Host) -> None:
+    """Programs are to know at once: ENETUNREACH, not a timeout."""
+    host.sh("sysctl -qw net.ipv6.conf.all.forwarding=0")
+    try:
+        with r2d2.Container(network="bridge") as c, serving(c):
+            assert ask(c, WORLD6, 7000) == "ENETUNREACH"
+            assert host.ask(net(c).address6, 80) == str(net(c).gateway6)
+    finally:
+        host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
+
+
+@root
 def test_closed_firewall_is_told(host: Host) -> None:
     closed = "{ type filter hook forward priority 0; policy drop; }"
     host.sh(f"nft add table ip filter; nft 'add chain ip filter FORWARD {closed}'")
@@ -548,8 +560,8 @@ except r2d2.UnsupportedError as error:
 """
 
 
-def tried(*unshare: str) -> list[str | int]:
-    command = ["unshare", *unshare, "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "-"]
+def tried(*unshare: str, before: str = "ip link set lo up 2>/dev/null || true") -> list[str | int]:
+    command = ["unshare", *unshare, "sh", "-ec", f'{before}; exec "$@"', "-"]
     done = subprocess.run([*command, sys.executable, "-c", TRY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: list[str | int] = json.loads(done.stdout)
@@ -562,3 +574,13 @@ def test_root_of_a_user_namespace_needs_a_network_namespace_of_its_own() -> None
     assert "unshare -Urn" in str(hint)
     said, router = tried("-U", "-r", "-n")
     assert said == router
+
+
+@root
+def test_sysctls_that_cannot_be_written() -> None:
+    """As in most containers, where root may have the right to change the network."""
+    number, hint = tried(
+        "-n", "-m", before="mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
+    )
+    assert number == errno.EROFS
+    assert "--privileged" in str(hint)
