@@ -1,4 +1,5 @@
-//! The owner's handle of a running engine: starts its process, asks it, ends it.
+//! The owner's handle of a running engine: starts its process, asks it, ends it. What keeps a container in the kernel's
+//! own network (`src/bridge`) is the same program, and has the same handle.
 //!
 //! The engine's program is embedded in the extension and executed from a sealed memfd. Its standard input is one end
 //! of a seqpacket pair, whose other end the [`Network`] holds; every request is one message with descriptors beside
@@ -42,6 +43,7 @@ const CALLS: &[&str] = &[
     "netlink",
     "epoll",
     "parse",
+    "open",
     "unforward",
     "events",
     "capture",

@@ -34,6 +34,10 @@
 //! | `captured 0`; `uncapture 0`, which ends it | `ok`, frames written, frames that there was no room for |
 //! | `stats`; `gateway` | `ok`, then the counters of a node a line; of the engine |
 //!
+//! The keeper of a container's place in the kernel's network (`bridging`) takes `forward`, `unforward`, `forwards`,
+//! `about`, `keep` and `stats`; its `ok` and `about` go on with the interface, the addresses of both ends, and chains of
+//! other firewalls that are in the way.
+//!
 //! A failure is `error`, step, system call and errno, separated by tabs.
 
 use crate::slirp::config::{Config, Loopback, Rule, V4, V6};
