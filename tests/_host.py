@@ -39,14 +39,14 @@ while True:
     connection.sendall(peer[0].removeprefix("::ffff:").encode())
     connection.close()
 """
-#: What such a server says: ADDRESS PORT tcp|udp; else the error's name.
+#: What such a server says: ADDRESS PORT tcp|udp SECONDS; else the error's name.
 CLIENT = """
 import errno, socket, sys
 host, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 try:
     with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as client:
-        client.settimeout(float(sys.argv[4]) if len(sys.argv) > 4 else 3)
+        client.settimeout(float(sys.argv[4]))
         client.connect((host, port))
         if kind == "udp":
             client.send(b"x")
@@ -77,7 +77,7 @@ class Namespace:
         assert done.returncode == 0, (script, done.stdout)
         return done.stdout
 
-    def ask(self, host: object, port: int, kind: str = "tcp", patience: float = 3) -> str:
+    def ask(self, host: object, port: int, kind: str = "tcp", patience: float = 10) -> str:
         """Whom a `SERVER` there takes us for."""
         command = [*self.enter, sys.executable, "-c", CLIENT, str(host), str(port), kind, str(patience)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
