@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from r2d2.bridge import BridgeNetwork
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import r2d2
 
 CLONE_NEWNET = 0x40000000
 #: What the world sees of the host, and the other way round.
@@ -142,3 +147,60 @@ class Host(Namespace):
     def end(self) -> None:
         self.world.end()
         super().end()
+
+
+def net(container: r2d2.Container) -> BridgeNetwork:
+    """What ties a container to the host's network."""
+    assert isinstance(container.network, BridgeNetwork)
+    return container.network
+
+
+@contextmanager
+def serving(container: r2d2.Container, port: int = 80) -> Iterator[None]:
+    """A `SERVER` in a container."""
+    server = container.popen(["python3", "-c", SERVER, str(port)], stdout=subprocess.PIPE)
+    with server:
+        assert server.stdout is not None
+        try:
+            assert server.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            server.kill()
+
+
+def ask(container: r2d2.Container, to: object, port: int, kind: str = "tcp", patience: float = 10) -> str:
+    """Whom a `SERVER` takes a container for."""
+    command = ["python3", "-c", CLIENT, str(to), str(port), kind, str(patience)]
+    return container.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+#: Sends a UDP datagram in a frame of its own: FROM TO PORT, in a container.
+FORGE = """
+import socket, struct, sys
+source, to, port = socket.inet_aton(sys.argv[1]), socket.inet_aton(sys.argv[2]), int(sys.argv[3])
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"who", ("10.210.0.1", 9))  # finds the router
+router = bytes(6)
+while not any(router):
+    entries = [line.split() for line in open("/proc/net/arp") if line.startswith("10.210.0.1 ")]
+    router = bytes.fromhex(entries[0][3].replace(":", "")) if entries else router
+own = bytes.fromhex(open("/sys/class/net/eth0/address").read().replace(":", ""))
+header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 32, 0, 0, 64, 17, 0, source, to)
+total = sum(struct.unpack("!10H", header)); total = (total & 0xffff) + (total >> 16)
+header = header[:10] + struct.pack("!H", ~total & 0xffff) + header[12:]
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+    s.bind(("eth0", 0))
+    s.send(router + own + b"\\x08\\x00" + header + struct.pack("!HHHH", 1, port, 12, 0) + b"here")
+"""
+
+
+def heard(container: r2d2.Container, source: object, to: str, patience: float = 0.5) -> bool:
+    """Whether a forged datagram reaches a server of the host that listens on all addresses."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.settimeout(patience)
+        server.bind(("0.0.0.0", 0))
+        port = str(server.getsockname()[1])
+        container.run(["python3", "-c", FORGE, str(source), to, port], check=True)
+        try:
+            return server.recvfrom(100)[1][0] == str(source)
+        except TimeoutError:
+            return False

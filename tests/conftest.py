@@ -20,6 +20,7 @@ from r2d2 import _core, process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from _host import Host
     from r2d2 import slirp
 
 
@@ -142,3 +143,21 @@ def guest() -> Iterator[int]:
 def device(request: pytest.FixtureRequest) -> slirp.Device:
     """Both kinds of a user-mode network's interface."""
     return cast("slirp.Device", request.param)
+
+
+@pytest.fixture(scope="module")
+def _namespaces() -> Iterator[Host]:
+    from _host import Host
+
+    made = Host()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def host(_namespaces: Host) -> Iterator[Host]:
+    """This thread is in a network namespace that plays the host; nothing is left in it."""
+    with _namespaces.entered() as entered:
+        assert not entered.left()
+        yield entered
+        assert until(lambda: not entered.left(), 2), entered.left()
