@@ -52,8 +52,10 @@ pub(super) struct Shared {
     pub(super) errno: AtomicI32,
     /// The number of the system call that failed.
     pub(super) syscall: AtomicU32,
-    /// Per step: when it ended (CLOCK_MONOTONIC, ns).
-    pub(super) ended: Vec<AtomicU64>,
+    /// Per step: how long it took, in nanoseconds; 0 for one that has not ended.
+    pub(super) took: Vec<AtomicU64>,
+    /// When the child's last step began (CLOCK_MONOTONIC, ns): it ends in execve and cannot tell how long it took.
+    pub(super) moment: AtomicU64,
     /// Per step: the errno of an optional step that failed.
     pub(super) skipped: Vec<AtomicI32>,
     /// What fsopen(2)'s log said.
@@ -111,6 +113,8 @@ struct Child<'a> {
     upper: i32,
     /// The caller's umask; ours is 0, so that modes are what the steps say.
     umask: usize,
+    /// When the step before ended.
+    moment: u64,
     /// The system call made last.
     failed: usize,
 }
@@ -138,7 +142,7 @@ fn text(string: &CStr) -> usize {
 
 impl<'a> Child<'a> {
     const fn new(job: &'a Job<'a>) -> Self {
-        Self { job, root: -1, proc: -1, upper: -1, umask: 0o022, failed: 0 }
+        Self { job, root: -1, proc: -1, upper: -1, umask: 0o022, moment: 0, failed: 0 }
     }
 }
 
@@ -156,19 +160,17 @@ impl Child<'_> {
         if self.caller_is_gone() || !self.wait_for_caller() {
             exit(127);
         }
+        self.moment = now();
         let mut i = 0;
         while let Some(step) = self.job.steps.get(i) {
-            self.job.shared.step.store(i as u32, Ordering::Relaxed);
             let outcome = match beside.zip(network) {
                 Some((beside, network)) if i == beside.run.start => {
-                    i = beside.run.end; // the step `Loopback`
-                    self.job.shared.step.store(i as u32, Ordering::Relaxed);
-                    let joined = self.join_beside(beside, network);
-                    self.ended(i);
-                    joined
+                    i = beside.last(); // of the steps that are done there
+                    self.together(beside, network)
                 }
+                Some((beside, _)) if beside.was_alone(i, step) => Ok(()),
                 _ if step.op.actor() == Actor::Caller => Ok(()),
-                _ => self.timed(i, step),
+                _ => self.own(i, step),
             };
             if let Err(errno) = outcome {
                 self.job.shared.syscall.store(self.failed as u32, Ordering::Relaxed);
@@ -180,10 +182,19 @@ impl Child<'_> {
         exit(127);
     }
 
+    /// Carries out a step of the child's own.
+    fn own(&mut self, i: usize, step: &Step) -> Result<(), i32> {
+        self.job.shared.step.store(i as u32, Ordering::Relaxed);
+        self.job.shared.moment.store(self.moment, Ordering::Relaxed);
+        self.timed(i, step)
+    }
+
     /// Carries out a step: `Err` is one that is not optional and has failed.
     fn timed(&mut self, i: usize, step: &Step) -> Result<(), i32> {
         let outcome = self.step(&step.op);
-        self.ended(i);
+        let ended = now();
+        self.took(i, ended.saturating_sub(self.moment));
+        self.moment = ended;
         if let Err(errno) = outcome
             && step.optional
         {
@@ -195,9 +206,9 @@ impl Child<'_> {
         outcome
     }
 
-    fn ended(&self, i: usize) {
-        if let Some(ended) = self.job.shared.ended.get(i) {
-            ended.store(now(), Ordering::Relaxed);
+    fn took(&self, i: usize, time: u64) {
+        if let Some(took) = self.job.shared.took.get(i) {
+            took.store(time.max(1), Ordering::Relaxed);
         }
     }
 
@@ -700,12 +711,13 @@ impl ProcLink {
     }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds.
+/// CLOCK_MONOTONIC in nanoseconds. The one thing that the child asks of libc: vdso(7) answers without a system call,
+/// and without a word to `errno` or to thread-local storage; some eighty of them are in every start.
 pub(super) fn now() -> u64 {
-    let mut time = [0u64; 2];
-    // SAFETY: a timespec of two 64-bit fields.
-    let _ = unsafe { raw::call(nr::CLOCK_GETTIME, [1, &raw mut time as usize]) };
-    time[0].wrapping_mul(1_000_000_000).wrapping_add(time[1])
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes the timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
 /// The man page's name of a system call that a step makes.
