@@ -9,6 +9,9 @@
 //! - reaps: its own children, whose end it reports, and orphans;
 //! - forwards signals that arrive from outside to the main program, if there is one, else to all.
 //!
+//! The last step of the start, `pivot_root`, may still be at work beside it, in a process that uses the owner's memory:
+//! PID 1 reaps that one before it looks at any request (`WAIT_FOR_SECOND`).
+//!
 //! It has every signal blocked and reads them from a signalfd: a blocked signal is never discarded, although the
 //! kernel drops unhandled ones for PID 1 (pid_namespaces(7)). It is not dumpable, so nobody in the container may
 //! trace it or read its memory.
@@ -76,6 +79,10 @@ pub fn main(present: &[u8]) -> ! {
     let init = unsafe { &mut *pointer };
     for fd in p::FD_CONTROL..p::FD_FREE {
         init.present |= u32::from(has(fd)) << fd;
+    }
+
+    if present.contains(&p::WAIT_FOR_SECOND) && !matches!(kernel::reap(&mut Usage::default(), 0), Ok((_, 0))) {
+        kernel::exit(1); // it has told the owner why
     }
 
     let watch = |fd: i32| PollFd { fd: if has(fd) { fd } else { -1 }, events: kernel::POLLIN, revents: 0 };
