@@ -85,7 +85,7 @@ pub(super) struct Job<'a> {
     pub(super) steps: &'a [Step],
     pub(super) shared: &'a Shared,
     pub(super) hand: Hand,
-    /// The one who carries out some of the steps beside the child, if the plan has one.
+    /// The thread that carries out some of the steps beside the network namespace, if the plan has one.
     pub(super) beside: Option<&'a Beside>,
     /// Execve tables of [`Op::Program`], ending with null: candidates, argv, envp.
     pub(super) tables: [*const *const libc::c_char; 3],
@@ -115,8 +115,6 @@ struct Child<'a> {
     umask: usize,
     /// When the step before ended.
     moment: u64,
-    /// PID 1 has to reap one first: `beside`.
-    second: bool,
     /// The system call made last.
     failed: usize,
 }
@@ -144,7 +142,7 @@ fn text(string: &CStr) -> usize {
 
 impl<'a> Child<'a> {
     const fn new(job: &'a Job<'a>) -> Self {
-        Self { job, root: -1, proc: -1, upper: -1, umask: 0o022, moment: 0, second: false, failed: 0 }
+        Self { job, root: -1, proc: -1, upper: -1, umask: 0o022, moment: 0, failed: 0 }
     }
 }
 
@@ -171,14 +169,6 @@ impl Child<'_> {
                     self.together(beside, network)
                 }
                 Some((beside, _)) if beside.was_alone(i, step) => Ok(()),
-                Some((beside, _)) if step.op == Op::PivotRoot => match self.leave_pivot(beside, i) {
-                    Ok(true) => {
-                        self.second = true;
-                        Ok(())
-                    }
-                    Ok(false) => self.own(i, step),
-                    Err(errno) => Err(errno),
-                },
                 _ if step.op.actor() == Actor::Caller => Ok(()),
                 _ => self.own(i, step),
             };
@@ -624,11 +614,6 @@ impl Child<'_> {
         // PID 1 watches its owner by pidfd, and looks before anything else, so an end that falls between here and
         // there is seen. Armed any longer, it would fire when the calling thread ends, which from execve on it may.
         let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, 0]);
-        if self.second
-            && let Some(slot) = present.get_mut(count)
-        {
-            *slot = p::WAIT_FOR_SECOND;
-        }
         let argv = [text(name), present.as_ptr() as usize, 0];
         let envp = [0usize];
         let (argv, envp) = (argv.as_ptr() as usize, envp.as_ptr() as usize);

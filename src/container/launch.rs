@@ -125,7 +125,7 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
 
     let began = child::now();
     let stack = Stack::take().map_err(|e| fail("mmap", e))?;
-    // Two carry the steps out (`child::beside`).
+    // The network namespace is made beside the mounts (`child::beside`).
     let mut second = None;
     if let Some(all) = namespaces.as_mut().filter(|all| all.has(Kind::Net)) {
         let stack = Stack::take().map_err(|e| fail("mmap", e))?;
@@ -178,14 +178,9 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
     }
     stack.give_back();
     if let Some((beside, _)) = &second {
-        // It ends a moment after the child has become PID 1 or has ended. Until then it uses this very place, which
-        // must not be moved.
+        // A child that failed before it joined the thread has ended, and the thread with it, if not at the same
+        // instant. Until then it uses this very place: it must not be moved.
         beside.wait();
-        if let Some((step, syscall, errno)) = beside.failure() {
-            shared.step.store(step, Ordering::Relaxed);
-            shared.syscall.store(syscall, Ordering::Relaxed);
-            shared.errno.store(errno, Ordering::Relaxed);
-        }
     }
     if let Some((_, stack)) = second {
         stack.give_back();

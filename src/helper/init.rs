@@ -9,9 +9,6 @@
 //! - reaps: its own children, whose end it reports, and orphans;
 //! - forwards signals that arrive from outside to the main program, if there is one, else to all.
 //!
-//! The last step of the start, `pivot_root`, may still be at work beside it, in a process that uses the owner's memory:
-//! PID 1 reaps that one before it looks at any request (`WAIT_FOR_SECOND`).
-//!
 //! It has every signal blocked and reads them from a signalfd: a blocked signal is never discarded, although the
 //! kernel drops unhandled ones for PID 1 (pid_namespaces(7)). It is not dumpable, so nobody in the container may
 //! trace it or read its memory.
@@ -46,8 +43,6 @@ struct Init {
     /// Accepted control connections of a detached container.
     connections: [i32; CONNECTIONS],
     message: [u8; size_of::<Request>() + p::INLINE],
-    /// Process 2 is still at work on the start.
-    second: bool,
 }
 
 /// In .bss: pages cost memory only once they are used.
@@ -59,7 +54,6 @@ static mut INIT: Init = Init {
     present: 0,
     connections: [0; CONNECTIONS],
     message: [0; size_of::<Request>() + p::INLINE],
-    second: false,
 };
 
 static mut BESIDE: Beside = Beside::new();
@@ -83,8 +77,6 @@ pub fn main(present: &[u8]) -> ! {
     for fd in p::FD_CONTROL..p::FD_FREE {
         init.present |= u32::from(has(fd)) << fd;
     }
-
-    init.second = present.contains(&p::WAIT_FOR_SECOND);
 
     let watch = |fd: i32| PollFd { fd: if has(fd) { fd } else { -1 }, events: kernel::POLLIN, revents: 0 };
     let mut fds = [PollFd { fd: -1, events: kernel::POLLIN, revents: 0 }; 4 + CONNECTIONS];
@@ -149,7 +141,6 @@ impl Init {
     fn reap(&mut self) {
         let mut usage = Usage::default();
         while let Ok((pid @ 1.., code)) = kernel::reap(&mut usage, 1) {
-            self.first_reaped(code);
             for i in 0..self.used {
                 if self.children[i].pid == pid {
                     let child = self.children[i];
@@ -162,14 +153,6 @@ impl Init {
                 self.used -= 1;
             }
         }
-    }
-
-    /// The first child of PID 1 that ends is the second of the start, if there is one: nothing was started before.
-    fn first_reaped(&mut self, code: i32) {
-        if self.second && code != 0 {
-            kernel::exit(1); // it has told the owner why
-        }
-        self.second = false;
     }
 
     fn ended(&mut self, child: Child, code: i32, usage: &Usage) {
@@ -205,13 +188,6 @@ impl Init {
             Err(kernel::EINTR | kernel::EAGAIN) => return true,
             Err(_) => return false,
         };
-        while self.second {
-            match kernel::reap(&mut Usage::default(), 0) {
-                Ok((_, code)) => self.first_reaped(code),
-                Err(kernel::EINTR) => {}
-                Err(_) => kernel::exit(1),
-            }
-        }
         if len >= size_of::<Request>() {
             // SAFETY: that many bytes were received, and every bit pattern is a Request.
             let request = unsafe { self.message.as_ptr().cast::<Request>().read_unaligned() };

@@ -72,9 +72,6 @@ pub const FD_EXIT: i32 = 8;
 /// First number that is free in PID 1.
 pub const FD_FREE: i32 = 9;
 
-/// Beside those in argv[1]: process 2 is still at work on the start, and has to be reaped before anything is started.
-pub const WAIT_FOR_SECOND: u8 = b'+';
-
 /// A request. All offsets count from the blob's first byte; tables hold u64 offsets and end with 0.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -1,26 +1,21 @@
-//! Two at work on one start. **Process:** the child, and its *second*, for which the child's rules hold, too.
+//! Two threads for one start. **Process:** the child, and a second thread of it, for which the child's rules hold, too.
 //!
 //! A network namespace costs the kernel as much as half of all mounts, and neither needs the other. So clone(2) leaves
-//! it out where a plan brings up `lo`: the second carries out the steps before that one which concern mounts and files
-//! alone, and the child makes the namespace by unshare(2), which concerns the caller of it alone. What the child can do
-//! before the second is ready it does then; of the last of the second's steps, which need each other as little, each of
+//! it out where a plan brings up `lo`: a thread carries out the steps before that one which concern mounts and files
+//! alone, and the child makes the namespace by unshare(2), which concerns the calling thread alone. What it can do
+//! before the thread is ready it does then; of the last of the thread's steps, which need each other as little, each of
 //! both takes the next until none is left. So neither waits for the other for long:
 //!
 //! | steps | who | when |
 //! | --- | --- | --- |
-//! | mounts and files (`run` but for its tail) | the second | from the start |
+//! | mounts and files (`run` but for its tail) | the thread | from the start |
 //! | the network namespace and `lo` | the child | from the start, the id maps need not be written |
 //! | what concerns the child alone ([`alone`]) | the child | then |
 //! | `after`: sysfs, which needs the network, and its masks | the child | then, once there is a root ([`ROOTED`]) |
 //! | `shared`, the tail of `run`: the masks of /proc | both | once all before is mounted ([`OPEN`]) |
-//! | what else is to be mounted | the child | then ([`DONE`]) |
-//! | `pivot_root`, which waits for a grace period of RCU | the second | then ([`PIVOT`]) |
-//! | becoming PID 1 | the child | meanwhile |
 //!
-//! The second has the child's mount namespace, directories and descriptors, and the caller's memory, like the child: the
-//! caller waits for the end of both ([`Beside::wait`]). It is a thread of the child's, or, where the child becomes PID 1
-//! of a new PID namespace, a process, number 2 there: execve(2) would end a thread. PID 1 starts nothing before it has
-//! reaped that one (`helper::init`), so that nothing of the container ever meets it.
+//! The thread has the child's mount namespace, directories and descriptors. It uses the caller's memory like the child:
+//! the caller waits for the end of both ([`Beside::wait`]).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -35,25 +30,21 @@ const CLONE_NEWNET: usize = 0x4000_0000;
 const EPERM: i32 = 1;
 const ECANCELED: i32 = 125;
 
-/// How far the second is: the root directory is there.
+/// How far the thread is: the root directory is there.
 const ROOTED: u32 = 1;
 /// All is there that the steps of `shared` need.
 const OPEN: u32 = 2;
 /// It has carried out its steps.
 const DONE: u32 = 3;
-/// The child's word: nothing is left but `pivot_root`.
-const PIVOT: u32 = 4;
-/// A step of it has failed, or it was told to give up.
-const FAILED: u32 = 5;
+/// It has not.
+const FAILED: u32 = 4;
 
-/// What the second is given, and what it answers.
+/// What the thread is given, and what it answers.
 pub(in crate::container) struct Beside {
     /// Its stack: address and size.
     stack: (usize, usize),
     /// It runs in a new PID namespace, as number 2.
     numbered: bool,
-    /// The step `PivotRoot`, if it is the second's: then it is a process.
-    pivot: Option<usize>,
     /// Its steps; the one behind them is `Loopback`.
     pub(super) run: Range<usize>,
     /// The tail of `run` whose steps are anybody's, in any order.
@@ -87,13 +78,9 @@ impl Beside {
         let shared = run.start + own..end;
         let rooted = steps[run.clone()].iter().any(|step| matches!(step.op, Op::Root { .. }));
         let more = steps[end + 1..].iter().take_while(|step| rooted && system(&step.op)).count();
-        let last = steps.last().map(|step| &step.op);
-        let pivot = steps.iter().position(|step| step.op == Op::PivotRoot);
-        let pivot = pivot.filter(|_| numbered && last == Some(&Op::Embedded(c"r2d2-init")));
         (!run.is_empty()).then(|| Self {
             stack,
             numbered,
-            pivot,
             run,
             shared,
             taken: AtomicU32::new(0),
@@ -119,18 +106,7 @@ impl Beside {
         i >= self.after.end && alone(&step.op)
     }
 
-    /// Whether it is a process, which PID 1 has to reap.
-    pub(super) fn is_process(&self) -> bool {
-        self.pivot.is_some()
-    }
-
-    /// The step that failed, the system call and its errno.
-    pub(in crate::container) fn failure(&self) -> Option<(u32, u32, i32)> {
-        let errno = self.errno.load(Ordering::Acquire);
-        (errno != 0).then(|| (self.step.load(Ordering::Relaxed), self.syscall.load(Ordering::Relaxed), errno))
-    }
-
-    /// Waits in the caller for the second's end.
+    /// Waits in the caller for the thread's end.
     pub(in crate::container) fn wait(&self) {
         loop {
             let alive = self.alive.load(Ordering::Acquire);
@@ -187,26 +163,23 @@ fn alone(op: &Op) -> bool {
     matches!(op, Op::Hostname(_) | Op::Keyring | Op::Capabilities { .. } | Op::NoNewPrivileges)
 }
 
-/// The second. It ends alone: exit(2), not exit_group(2).
+/// The thread. It ends alone: exit(2), not exit_group(2).
 extern "C" fn make(argument: usize) -> ! {
     // SAFETY: the caller keeps it until `alive` is cleared.
     let job = unsafe { &*(argument as *const Job<'_>) };
-    let mut done = false;
     if let Some(beside) = job.beside {
         let mut child = Child::new(job);
-        done = child.wait_for_caller() && child.carry_out(beside) && child.pivot(beside);
-        if !done {
-            child.advance(beside, FAILED);
-        }
+        let done = child.wait_for_caller() && child.carry_out(beside);
+        child.advance(beside, if done { DONE } else { FAILED });
     }
     loop {
-        // SAFETY: ends this thread, or process of one thread.
-        let _ = unsafe { raw::call(nr::EXIT, [usize::from(!done)]) };
+        // SAFETY: ends this thread.
+        let _ = unsafe { raw::call(nr::EXIT, [0]) };
     }
 }
 
 impl Child<'_> {
-    /// The second's steps; false if one of them has failed.
+    /// The thread's steps; false if one of them has failed.
     fn carry_out(&mut self, beside: &Beside) -> bool {
         self.moment = now();
         let mut i = beside.run.start;
@@ -219,58 +192,31 @@ impl Child<'_> {
                 let Some(next) = beside.take() else { break };
                 i = next;
             }
-            if !self.seconds(beside, i) {
+            let Some(step) = self.job.steps.get(i) else { return false };
+            if let Err(errno) = self.timed(i, step) {
+                beside.step.store(i as u32, Ordering::Relaxed);
+                beside.syscall.store(self.failed as u32, Ordering::Relaxed);
+                beside.errno.store(errno, Ordering::Relaxed);
                 return false;
             }
-            if self.job.steps.get(i).is_some_and(|step| matches!(step.op, Op::Root { .. })) {
+            if matches!(step.op, Op::Root { .. }) {
                 beside.root.store(self.root, Ordering::Relaxed);
                 self.advance(beside, ROOTED);
             }
             i += 1;
         }
         beside.upper.store(self.upper, Ordering::Relaxed);
-        self.advance(beside, DONE);
         true
     }
 
-    /// A step of the second's; false if it has failed.
-    fn seconds(&mut self, beside: &Beside, i: usize) -> bool {
-        let Some(step) = self.job.steps.get(i) else { return false };
-        let outcome = self.timed(i, step);
-        if let Err(errno) = outcome {
-            beside.step.store(i as u32, Ordering::Relaxed);
-            beside.syscall.store(self.failed as u32, Ordering::Relaxed);
-            beside.errno.store(errno, Ordering::Release);
-        }
-        outcome.is_ok()
-    }
-
-    /// The last step of the second's, if it is one. A child that fails before ends, and the PID namespace with it.
-    fn pivot(&mut self, beside: &Beside) -> bool {
-        let Some(i) = beside.pivot else { return true };
-        self.until(beside, PIVOT).is_ok() && self.seconds(beside, i)
-    }
-
-    /// Leaves `pivot_root` to the second, in the child; false if it is not to be left. From here on it has descriptors
-    /// of its own: the child's are about to be closed.
-    pub(super) fn leave_pivot(&mut self, beside: &Beside, i: usize) -> Result<bool, i32> {
-        const CLONE_FILES: usize = 0x400;
-        if beside.pivot != Some(i) {
-            return Ok(false);
-        }
-        self.call(nr::UNSHARE, [CLONE_FILES])?;
-        self.advance(beside, PIVOT);
-        Ok(true)
-    }
-
-    /// Tells the other how far one is.
+    /// Tells the child how far the thread is.
     fn advance(&mut self, beside: &Beside, phase: u32) {
         const FUTEX_WAKE: usize = 1;
         beside.phase.store(phase, Ordering::Release);
         let _ = self.call(nr::FUTEX, [beside.phase.as_ptr() as usize, FUTEX_WAKE, 1]);
     }
 
-    /// Waits until the other is as far as that.
+    /// Waits in the child until the thread is as far as that.
     fn until(&mut self, beside: &Beside, phase: u32) -> Result<(), i32> {
         const FUTEX_WAIT: usize = 0;
         /// Looks before sleeping: a sleep and a wake-up cost as much as some steps.
@@ -294,11 +240,9 @@ impl Child<'_> {
         Ok(())
     }
 
-    /// Starts the second, if the plan has one. Where it cannot be had, the child does everything in its turn.
+    /// Starts the thread, if the plan has one. Where it cannot be had, the child does everything in its turn.
     pub(super) fn begin_beside(&mut self) -> bool {
-        const PROCESS: u64 = 0x100 | 0x200 | 0x400; // CLONE_VM FS FILES
-        const THREAD: u64 = PROCESS | 0x800 | 0x1_0000; // CLONE_SIGHAND THREAD
-        const SIGCHLD: u64 = 17;
+        const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000; // CLONE_VM FS FILES SIGHAND THREAD
         const CLONE_PARENT_SETTID: u64 = 0x10_0000;
         const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
         let Some(beside) = self.job.beside else { return false };
@@ -306,10 +250,7 @@ impl Child<'_> {
         // A number that is asked for is not counted: the first program of the container will have it again.
         let number = [2u32];
         let how = CloneArgs {
-            flags: if beside.is_process() { PROCESS } else { THREAD }
-                | CLONE_PARENT_SETTID
-                | CLONE_CHILD_CLEARTID,
-            exit_signal: if beside.is_process() { SIGCHLD } else { 0 },
+            flags: THREAD | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID,
             parent_tid: beside.alive.as_ptr() as u64,
             child_tid: beside.alive.as_ptr() as u64,
             stack: stack as u64,
@@ -341,11 +282,14 @@ impl Child<'_> {
         self.failed = syscall;
         self.job.shared.step.store(beside.run.end as u32, Ordering::Relaxed);
         let mine = network.and_then(|()| self.while_it_runs(beside));
-        let failed = self.failed;
-        if self.until(beside, DONE).is_err() {
-            let Some((step, syscall, errno)) = beside.failure() else { super::exit(127) }; // told to give up
-            self.failed = syscall as usize;
-            self.job.shared.step.store(step, Ordering::Relaxed);
+        let (failed, thread) = (self.failed, self.until(beside, DONE));
+        if thread.is_err() {
+            let errno = beside.errno.load(Ordering::Relaxed);
+            if errno == 0 {
+                super::exit(127); // told to give up
+            }
+            self.failed = beside.syscall.load(Ordering::Relaxed) as usize;
+            self.job.shared.step.store(beside.step.load(Ordering::Relaxed), Ordering::Relaxed);
             return Err(errno);
         }
         self.failed = failed;
@@ -359,7 +303,7 @@ impl Child<'_> {
         Ok(())
     }
 
-    /// What the child can do before the second has carried out its steps, and with it.
+    /// What the child can do before the thread has carried out its steps, and with it.
     fn while_it_runs(&mut self, beside: &Beside) -> Result<(), i32> {
         for (i, step) in self.job.steps.iter().enumerate().skip(beside.after.end) {
             if alone(&step.op) {
