@@ -37,6 +37,8 @@ const AT_EMPTY_PATH: usize = 0x1000;
 const AT_RECURSIVE: usize = 0x8000;
 const AT_SYMLINK_NOFOLLOW: usize = 0x100;
 const EEXIST: i32 = 17;
+/// A bit of a set of capabilities.
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Bytes of the kernel's own message that are kept.
 pub(super) const NOTE: usize = 256;
 
@@ -344,7 +346,9 @@ impl Child<'_> {
                 self.call(nr::FCHDIR, [self.root as usize])?;
                 // pivot_root(2): with both paths equal the old root is stacked on the new one and can be let go of.
                 self.call(nr::PIVOT_ROOT, [text(c"."), text(c".")])?;
-                self.call(nr::UMOUNT2, [text(c"."), MNT_DETACH])?;
+                if !self.leaves() {
+                    self.call(nr::UMOUNT2, [text(c"."), MNT_DETACH])?;
+                }
                 self.call(nr::CHDIR, [text(c"/")]).map(drop)
             }
             Op::Chroot => {
@@ -362,7 +366,7 @@ impl Child<'_> {
                 let limit = [*value, *value];
                 self.call(nr::PRLIMIT64, [0, *resource as usize, &raw const limit as usize, 0]).map(drop)
             }
-            Op::Capabilities { keep } => self.bound(*keep),
+            Op::Capabilities { keep } => self.bound(keep | if self.leaves() { CAP_SYS_ADMIN } else { 0 }),
             Op::NoNewPrivileges => {
                 const PR_SET_NO_NEW_PRIVS: usize = 38;
                 self.call(nr::PRCTL, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]).map(drop)
@@ -565,6 +569,12 @@ impl Child<'_> {
         moved.map(drop)
     }
 
+    /// Whether PID 1 is the one who lets go of the host's tree, after `pivot_root` (`helper::letgo`).
+    fn leaves(&self) -> bool {
+        let last = self.job.steps.last().is_some_and(|step| step.op == Op::Embedded(c"r2d2-init"));
+        last && self.job.steps.iter().any(|step| step.op == Op::PivotRoot)
+    }
+
     /// Dropping capabilities leaves the caller's dumpable flag alone: only gaining some, or other ids, clears it.
     fn bound(&mut self, keep: u64) -> Result<(), i32> {
         const PR_CAPBSET_DROP: usize = 24;
@@ -594,7 +604,7 @@ impl Child<'_> {
         for standard in 0..3 {
             self.call(nr::DUP3, [null as usize, standard, 0])?;
         }
-        let mut present = [0u8; 8];
+        let mut present = [0u8; 10];
         let mut count = 0;
         for (i, from) in high.iter().enumerate() {
             let number = p::FD_CONTROL as usize + i;
@@ -614,6 +624,15 @@ impl Child<'_> {
         // PID 1 watches its owner by pidfd, and looks before anything else, so an end that falls between here and
         // there is seen. Armed any longer, it would fire when the calling thread ends, which from execve on it may.
         let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, 0]);
+        let keeps = |step: &Step| matches!(step.op, Op::Capabilities { keep } if keep & CAP_SYS_ADMIN != 0);
+        let words = match self.leaves() {
+            true if self.job.steps.iter().any(keeps) => &[p::LET_GO][..],
+            true => &[p::LET_GO, p::FOR_THAT_ALONE],
+            false => &[],
+        };
+        for (slot, word) in present.iter_mut().skip(count).zip(words) {
+            *slot = *word;
+        }
         let argv = [text(name), present.as_ptr() as usize, 0];
         let envp = [0usize];
         let (argv, envp) = (argv.as_ptr() as usize, envp.as_ptr() as usize);

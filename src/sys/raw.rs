@@ -31,6 +31,7 @@ pub mod nr {
     pub const SETGROUPS: usize = 116;
     pub const SETRESUID: usize = 117;
     pub const SETRESGID: usize = 119;
+    pub const CAPGET: usize = 125;
     pub const CAPSET: usize = 126;
     pub const PIVOT_ROOT: usize = 155;
     pub const PRCTL: usize = 157;
@@ -60,6 +61,7 @@ pub mod nr {
     pub const PRLIMIT64: usize = 302;
     pub const SETNS: usize = 308;
     pub const EXECVEAT: usize = 322;
+    pub const STATX: usize = 332;
     pub const PIDFD_SEND_SIGNAL: usize = 424;
     pub const OPEN_TREE: usize = 428;
     pub const MOVE_MOUNT: usize = 429;
