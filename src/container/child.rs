@@ -282,6 +282,12 @@ impl Child<'_> {
             }),
             Op::Symlink { at, target } => self
                 .make(at, |child, dir, name| child.call(nr::SYMLINKAT, [text(target), dir, name]).map(drop)),
+            Op::File { at, mode, text: content } if content.is_empty() => {
+                self.make(at, |child, dir, name| {
+                    const S_IFREG: usize = 0o100_000;
+                    child.call(nr::MKNODAT, [dir, name, S_IFREG | *mode as usize, 0]).map(drop)
+                })
+            }
             Op::File { at, mode, text: content } => self.make(at, |child, dir, name| {
                 let fd = child.call(nr::OPENAT, [dir, name, O_CREATE_NEW | O_CLOEXEC, *mode as usize])?;
                 let written = child.write(fd, content);
@@ -290,6 +296,16 @@ impl Child<'_> {
             }),
             Op::Mount { fstype, source, settings, attributes, at } => {
                 self.mount(fstype, source, settings, *attributes, at)
+            }
+            Op::Bind { source: Place::Host(source), at, recursive: false, attributes: 0 }
+                if self.in_proc(at).is_some() =>
+            {
+                const MS_BIND: usize = 4096;
+                let name = self.in_proc(at).unwrap_or_else(|| text(c""));
+                // One call instead of three, and most masks are of this kind. mount(2) knows no descriptors, but the
+                // working directory; and it follows a symbolic link, but there is none to be masked in /proc.
+                self.call(nr::FCHDIR, [self.proc as usize])?;
+                self.call(nr::MOUNT, [text(source), name, 0, MS_BIND, 0]).map(drop)
             }
             Op::Bind { source, at, recursive, attributes } => {
                 let flags = O_CLOEXEC | 1 | if *recursive { AT_RECURSIVE } else { 0 }; // OPEN_TREE_CLONE
@@ -395,10 +411,7 @@ impl Child<'_> {
     /// A file at the top of our own procfs: its name, to be used below the descriptor of that mount without following
     /// it. Most of what is masked lies there, and needs no walk.
     fn in_proc(&self, place: &Place) -> Option<usize> {
-        let Place::Root(path) = place else { return None };
-        let name = path.as_bytes().strip_prefix(b"/proc/").filter(|_| self.proc >= 0)?;
-        let plain = !name.is_empty() && name[0] != b'.' && !name.contains(&b'/');
-        plain.then_some(name.as_ptr() as usize)
+        place.in_proc().filter(|_| self.proc >= 0).map(text)
     }
 
     fn release(&mut self, dir: usize) {
@@ -743,8 +756,10 @@ pub(super) fn now() -> u64 {
 pub(super) fn syscall_name(number: u32) -> &'static str {
     match number as usize {
         nr::UNSHARE => "unshare",
+        nr::MOUNT => "mount",
         nr::MOUNT_SETATTR => "mount_setattr",
         nr::MKDIRAT => "mkdirat",
+        nr::MKNODAT => "mknodat",
         nr::FCHOWNAT => "fchownat",
         nr::SYMLINKAT => "symlinkat",
         nr::OPENAT => "openat",

@@ -35,6 +35,7 @@ pub mod nr {
     pub const CAPSET: usize = 126;
     pub const PIVOT_ROOT: usize = 155;
     pub const PRCTL: usize = 157;
+    pub const MOUNT: usize = 165;
     pub const UMOUNT2: usize = 166;
     pub const SETHOSTNAME: usize = 170;
     pub const SETXATTR: usize = 188;
@@ -46,6 +47,7 @@ pub mod nr {
     pub const KEYCTL: usize = 250;
     pub const OPENAT: usize = 257;
     pub const MKDIRAT: usize = 258;
+    pub const MKNODAT: usize = 259;
     pub const FCHOWNAT: usize = 260;
     pub const UNLINKAT: usize = 263;
     pub const RENAMEAT: usize = 264;

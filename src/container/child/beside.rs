@@ -144,8 +144,7 @@ fn files_alone(op: &Op) -> bool {
 
 /// Whether a step binds something on a file at the top of /proc: no two of them have to do with each other.
 fn mask_of_proc(op: &Op) -> bool {
-    let Op::Bind { at: Place::Root(path), .. } = op else { return false };
-    path.as_bytes().strip_prefix(b"/proc/").is_some_and(|name| !name.is_empty() && !name.contains(&b'/'))
+    matches!(op, Op::Bind { at, .. } if at.in_proc().is_some())
 }
 
 /// Whether a step mounts sysfs, or something in it.
