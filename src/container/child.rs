@@ -37,7 +37,8 @@ const AT_EMPTY_PATH: usize = 0x1000;
 const AT_RECURSIVE: usize = 0x8000;
 const AT_SYMLINK_NOFOLLOW: usize = 0x100;
 const EEXIST: i32 = 17;
-/// A bit of a set of capabilities.
+/// Bits of a set of capabilities.
+const CAP_SETPCAP: u64 = 1 << 8;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Bytes of the kernel's own message that are kept.
 pub(super) const NOTE: usize = 256;
@@ -80,6 +81,8 @@ pub(super) struct Hand {
     pub(super) exit: i32,
     /// Standard descriptors of [`Op::Program`].
     pub(super) stdio: [i32; 3],
+    /// PID 1 has a program to start at once.
+    pub(super) first: bool,
 }
 
 /// All that the child needs; lives in the caller's frame until `alive` is cleared.
@@ -382,7 +385,9 @@ impl Child<'_> {
                 let limit = [*value, *value];
                 self.call(nr::PRLIMIT64, [0, *resource as usize, &raw const limit as usize, 0]).map(drop)
             }
-            Op::Capabilities { keep } => self.bound(keep | if self.leaves() { CAP_SYS_ADMIN } else { 0 }),
+            Op::Capabilities { keep } => {
+                self.bound(keep | if self.leaves() { for_leaving(*keep) } else { 0 })
+            }
             Op::NoNewPrivileges => {
                 const PR_SET_NO_NEW_PRIVS: usize = 38;
                 self.call(nr::PRCTL, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]).map(drop)
@@ -582,8 +587,12 @@ impl Child<'_> {
         moved.map(drop)
     }
 
-    /// Whether PID 1 is the one who lets go of the host's tree, after `pivot_root` (`helper::letgo`).
+    /// Whether PID 1 is the one who lets go of the host's tree, after `pivot_root` (`helper::letgo`): beside its first
+    /// program. Without one, a container that was started must not show that tree to anybody any more.
     fn leaves(&self) -> bool {
+        if !self.job.hand.first {
+            return false;
+        }
         let last = self.job.steps.last().is_some_and(|step| step.op == Op::Embedded(c"r2d2-init"));
         last && self.job.steps.iter().any(|step| step.op == Op::PivotRoot)
     }
@@ -637,11 +646,15 @@ impl Child<'_> {
         // PID 1 watches its owner by pidfd, and looks before anything else, so an end that falls between here and
         // there is seen. Armed any longer, it would fire when the calling thread ends, which from execve on it may.
         let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, 0]);
-        let keeps = |step: &Step| matches!(step.op, Op::Capabilities { keep } if keep & CAP_SYS_ADMIN != 0);
-        let words = match self.leaves() {
-            true if self.job.steps.iter().any(keeps) => &[p::LET_GO][..],
-            true => &[p::LET_GO, p::FOR_THAT_ALONE],
-            false => &[],
+        let keep = self.job.steps.iter().find_map(|step| match step.op {
+            Op::Capabilities { keep } => Some(keep),
+            _ => None,
+        });
+        let words = match (self.leaves(), keep.map_or(0, for_leaving)) {
+            (false, _) => &[][..],
+            (true, 0) => &[p::LET_GO],
+            (true, CAP_SYS_ADMIN) => &[p::LET_GO, p::FOR_THAT_ALONE],
+            (true, _) => &[p::LET_GO, p::FOR_THAT_ALONE, p::TO_GIVE_UP],
         };
         for (slot, word) in present.iter_mut().skip(count).zip(words) {
             *slot = *word;
@@ -741,6 +754,11 @@ impl ProcLink {
         }
         Self(link)
     }
+}
+
+/// What PID 1 needs beyond these to let go of the host's tree, and of what it needed for that.
+const fn for_leaving(keep: u64) -> u64 {
+    if keep & CAP_SYS_ADMIN != 0 { 0 } else { (CAP_SYS_ADMIN | CAP_SETPCAP) & !keep }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds. The one thing that the child asks of libc: vdso(7) answers without a system call,

@@ -29,7 +29,7 @@ impl Op {
             Self::Bind { .. } => "open_tree, mount_setattr, move_mount",
             Self::Upper { ours: true, .. } | Self::Root { .. } => "openat",
             Self::Upper { .. } => "open_tree",
-            Self::PivotRoot => "fchdir, pivot_root, chdir, umount2",
+            Self::PivotRoot => "fchdir, pivot_root, umount2, chdir",
             Self::Chroot => "fchdir, chroot, chdir",
             Self::Hostname(_) => "sethostname",
             Self::Loopback => "unshare, socket, ioctl",

@@ -47,6 +47,14 @@ pub(super) struct Descriptors {
     pub(super) stdio: [RawFd; 3],
     /// PID 1 ends with the calling process.
     pub(super) owned: bool,
+    /// The request for a first program lies in the control socket already.
+    pub(super) first: bool,
+}
+
+impl Descriptors {
+    /// None, for a process of which nobody takes care.
+    pub(super) const NONE: Self =
+        Self { control: -1, listen: -1, exit: -1, stdio: [-1; 3], owned: false, first: false };
 }
 
 /// A started process.
@@ -115,6 +123,7 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         listen: fds.listen,
         exit: fds.exit,
         stdio: fds.stdio,
+        first: fds.first,
     };
     let tables = Tables::of(steps);
     let fail = |syscall, errno| Error::step(plan.label(0), syscall, errno, None::<&str>);
@@ -255,7 +264,7 @@ pub struct Spawned {
 
 /// Starts the program that ends the plan, with these standard descriptors.
 pub fn spawn(plan: &Plan, stdio: [RawFd; 3], interrupt: Interrupt<'_>) -> Result<Spawned> {
-    let fds = Descriptors { control: -1, listen: -1, exit: -1, stdio, owned: true };
+    let fds = Descriptors { stdio, owned: true, ..Descriptors::NONE };
     let started = start(plan, fds, interrupt)?;
     Ok(Spawned { pid: started.pid, pidfd: started.pidfd, ended: None.into(), trace: started.trace })
 }

@@ -5,13 +5,14 @@
 //! no path and executes nothing before the tree is gone (`Left::wait`). `/..` shows it: in a root directory `..` stays
 //! there, but goes up to what is mounted upon it.
 //!
-//! Until then PID 1 has CAP_SYS_ADMIN, whatever the container is given; its first program gives it up for itself. Runs
-//! inside the container, in PID 1 and in its first child.
+//! Until then PID 1 has CAP_SYS_ADMIN, whatever the container is given, and what it takes to give that up; its first
+//! program gives both up for itself. Runs inside the container, in PID 1 and in its first child.
 
 use crate::kernel;
 use crate::protocol as p;
 use crate::raw::{call, nr};
 
+const CAP_SETPCAP: usize = 8;
 const CAP_SYS_ADMIN: usize = 21;
 
 /// What is still to be let go of.
@@ -19,8 +20,8 @@ const CAP_SYS_ADMIN: usize = 21;
 pub struct Left {
     /// The mount id of the host's root.
     mount: u64,
-    /// CAP_SYS_ADMIN goes with it.
-    for_that_alone: bool,
+    /// What goes with it: CAP_SYS_ADMIN, and CAP_SETPCAP after it.
+    with_it: [Option<usize>; 2],
 }
 
 impl Left {
@@ -29,8 +30,9 @@ impl Left {
         if !present.contains(&p::LET_GO) {
             return None;
         }
-        let for_that_alone = present.contains(&p::FOR_THAT_ALONE);
-        let left = Self { mount: kernel::mount_id(c"/.."), for_that_alone };
+        let said = |word: u8, capability: usize| present.contains(&word).then_some(capability);
+        let with_it = [said(p::FOR_THAT_ALONE, CAP_SYS_ADMIN), said(p::TO_GIVE_UP, CAP_SETPCAP)];
+        let left = Self { mount: kernel::mount_id(c"/.."), with_it };
         if left.mount != 0 {
             return Some(left);
         }
@@ -38,12 +40,16 @@ impl Left {
         None
     }
 
+    fn capabilities(self) -> impl Iterator<Item = usize> {
+        self.with_it.into_iter().flatten()
+    }
+
     /// In PID 1. Where it fails there must be no container.
     pub fn let_go(self) {
         const MNT_DETACH: usize = 2;
         // SAFETY: a static string; of what is mounted at / it is the topmost that is meant.
         let gone = unsafe { call(nr::UMOUNT2, [c"/".as_ptr() as usize, MNT_DETACH]) };
-        if gone.is_err() || self.for_that_alone && kernel::give_up(CAP_SYS_ADMIN).is_err() {
+        if gone.is_err() || self.capabilities().any(|one| kernel::give_up(one).is_err()) {
             kernel::exit(1);
         }
     }
@@ -51,7 +57,7 @@ impl Left {
     /// In the first program's process, on its way to execve(2): until PID 1 has done so.
     pub fn wait(self) {
         kernel::default_signals(); // PID 1 does so for all others, later
-        if self.for_that_alone && kernel::bound_without(CAP_SYS_ADMIN).is_err() {
+        if self.capabilities().any(|one| kernel::bound_without(one).is_err()) {
             kernel::exit(1);
         }
         while kernel::mount_id(c"/..") == self.mount {
