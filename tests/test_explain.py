@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from _needs import needs
 from _replay import replay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from r2d2.explain import Explanation
 
@@ -317,32 +318,60 @@ def test_the_kernel_saw_the_steps_and_nothing_else(layer: Path, tmp_path: Path) 
     steps = [(left.split(" ", 2), right.split(", ")) for left, right in rows]
     child = [file for file in traces.iterdir() if "pivot_root(" in file.read_text(errors="replace")]
     assert len(child) == 1
-    seen = list(calls(child[0]))
-    # Its first act belongs to no step: to die with the thread that made it, from before the first step on.
-    assert seen.pop(0) == "prctl"
-    # It makes the network namespace at once, while a thread of its own makes the mounts, up to the step that
-    # brings up ``lo``, which tells of it.
-    network, seen = seen[:3], seen[3:]
-    thread = [
+    second = [
         file
         for file in traces.iterdir()
         if file != child[0] and "move_mount(" in file.read_text(errors="replace")
     ]
-    assert len(thread) == 1
-    beside = next(i for i, ((_, _, title), _) in enumerate(steps) if title == "make all mounts private")
-    own = sum(len(calls) for (who, _, _), calls in steps[:beside] if who == "child")
-    seen[own:own] = [*calls(thread[0]), *network]
-    ledger = "".join(
-        pattern(calls, skipped=errno != "0") for (who, errno, _), calls in steps if who == "child"
+    assert len(second) == 1
+
+    # Who does what (``container::child::beside``): a thread the mounts up to ``lo``; the child the network
+    # namespace before anything else, what concerns itself alone, and what needs the network; and of the masks
+    # of /proc each takes the next.
+    theirs = [(title, errno, calls) for (who, errno, title), calls in steps if who == "child"]
+    at = {title: i for i, (title, _, _) in enumerate(theirs)}
+    mounts, network = at["make all mounts private"], at["bring up lo"]
+    shared = next(i for i, (title, _, _) in enumerate(theirs) if title.endswith("on ROOT/proc/acpi"))
+    system = [i for i, (title, _, _) in enumerate(theirs) if i > network and "ROOT/sys" in title]
+    alone = [
+        i
+        for i, (_, _, calls) in enumerate(theirs)
+        if calls in (["sethostname"], ["keyctl"]) or (i > network and calls == ["prctl"])
+    ]
+    rest = [i for i in range(network + 1, len(theirs)) if i not in system + alone]
+    anybody = range(shared, network)
+
+    def expected(numbers: Iterable[int]) -> list[tuple[str, str]]:
+        return [
+            (theirs[i][0], pattern(theirs[i][2], skipped=theirs[i][1] != "0"))
+            for i in numbers
+            if theirs[i][2] != [""]
+        ]
+
+    some = "(?:" + "|".join({part for _, part in expected(anybody)}) + ")*"
+    die = ("die with the caller", "prctl ")
+    first, last = expected(range(mounts)), expected(rest)
+    own = [die, *expected([network]), *first, *expected(alone), *expected(system), ("masks", some), *last]
+    taken = parts(own, list(calls(child[0]))) + parts(
+        [*expected(range(mounts, shared)), ("masks", some)], list(calls(second[0]))
     )
+    if all(theirs[i][1] == "0" for i in anybody):
+        wanted = "".join(part for _, part in expected(anybody))
+        assert Counter(taken.split()) == Counter(wanted.split())
+
+
+def parts(wanted: list[tuple[str, str]], seen: list[str]) -> str:
+    """Matches what the kernel saw of a process with its steps; what of it was the masks of /proc."""
     text = "".join(f"{name} " for name in seen)
-    if re.fullmatch(ledger, text) is None:
-        # Say where they part.
-        parts = [pattern(calls, skipped=errno != "0") for (who, errno, _), calls in steps if who == "child"]
-        titles = [title for (who, _, title), _ in steps if who == "child"]
-        good = max(n for n in range(len(parts) + 1) if re.match("".join(parts[:n]), text))
-        matched = re.match("".join(parts[:good]), text)
-        pytest.fail(f"after {titles[good - 1]!r} the kernel saw {text[matched.end() :][:100]}")
+    patterns = [f"(?P<masks>{part})" if title == "masks" else part for title, part in wanted]
+    found = re.fullmatch("".join(patterns), text)
+    if found is None:  # say where they part
+        good = max(n for n in range(len(patterns) + 1) if re.match("".join(patterns[:n]), text))
+        matched = re.match("".join(patterns[:good]), text)
+        assert matched is not None
+        title = wanted[good - 1][0] if good else "the beginning"
+        pytest.fail(f"after {title!r} the kernel saw {text[matched.end() :][:100]}")
+    return found["masks"]
 
 
 def pattern(calls: list[str], *, skipped: bool) -> str:

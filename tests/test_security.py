@@ -311,6 +311,56 @@ def test_03_a_false_dev_null(rootfs: Path, victim: Path, writable: bool) -> None
     assert (victim / "file").read_text() == (rootfs / "file").read_text() == "untouched"
 
 
+#: What the first program of a container sees in its first instant: the mounts at /, where /.. leads, and what it
+#: may do.
+INSTANT = r"""
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+static void show(const char *file, const char *wanted) {
+    char line[4096];
+    FILE *f = fopen(file, "r");
+    for (int n = 0; f && fgets(line, sizeof line, f);)
+        if (strncmp(line, wanted, strlen(wanted)) == 0) printf("%s", line);
+}
+int main(void) {
+    struct stat root, above;
+    char line[4096];
+    int at_root = 0;
+    stat("/", &root);
+    stat("/..", &above);
+    FILE *f = fopen("/proc/self/mountinfo", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        char *field = line;
+        for (int i = 0; i < 4; i++) field = strchr(field, ' ') + 1;
+        at_root += strncmp(field, "/ ", 2) == 0;
+    }
+    printf("%d %d\n", root.st_dev == above.st_dev && root.st_ino == above.st_ino, at_root);
+    show("/proc/self/status", "Cap");
+    show("/proc/self/status", "SigIgn");
+    return 0;
+}
+"""
+
+
+@needs("gcc")
+@pytest.mark.parametrize("capabilities", [{}, {"cap_add": ["SYS_ADMIN"]}, {"cap_drop": ["ALL"]}], ids=str)
+def test_04_the_first_program_comes_when_the_hosts_tree_is_gone(
+    image: r2d2.Image, compiled: Callable[[str], str], capabilities: dict[str, Any]
+) -> None:
+    """PID 1 lets go of the host's tree beside its first program (``helper::letgo``)."""
+    mounts_of = [(compiled(INSTANT), "/instant", True)]
+    with r2d2.Container(image, mounts=mounts_of, **capabilities) as container:
+        wanted = container.run(["/instant"], **TEXT).stdout
+    assert wanted.startswith("1 1\n")
+    allowed = int(re.search(r"CapBnd:\s+(\w+)", wanted)[1], 16)  # type: ignore[index]
+    assert bool(allowed >> 21 & 1) == ("cap_add" in capabilities)
+    for cwd in ("/", "/.."):
+        for _ in range(100):
+            seen = r2d2.run(["/instant"], image=image, mounts=mounts_of, cwd=cwd, **capabilities, **TEXT)
+            assert seen.stdout == wanted
+
+
 @pytest.mark.parametrize("writable", [False, True])
 def test_04_a_false_dev_console(rootfs: Path, victim: Path, writable: bool) -> None:
     # CVE-2025-52565, CVE-2026-88264

@@ -751,6 +751,8 @@ def run(
             confirm=False,
             **program,
         )
-        return _finish(process, args, input, timeout, check)
+        completed = _finish(process, args, input, timeout, check)
+        del process  # its descriptors are closed while the kernel takes the container apart
     finally:
         container.stop()
+    return completed

@@ -37,6 +37,9 @@ const AT_EMPTY_PATH: usize = 0x1000;
 const AT_RECURSIVE: usize = 0x8000;
 const AT_SYMLINK_NOFOLLOW: usize = 0x100;
 const EEXIST: i32 = 17;
+/// Bits of a set of capabilities.
+const CAP_SETPCAP: u64 = 1 << 8;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Bytes of the kernel's own message that are kept.
 pub(super) const NOTE: usize = 256;
 
@@ -52,8 +55,10 @@ pub(super) struct Shared {
     pub(super) errno: AtomicI32,
     /// The number of the system call that failed.
     pub(super) syscall: AtomicU32,
-    /// Per step: when it ended (CLOCK_MONOTONIC, ns).
-    pub(super) ended: Vec<AtomicU64>,
+    /// Per step: how long it took, in nanoseconds; 0 for one that has not ended.
+    pub(super) took: Vec<AtomicU64>,
+    /// When the child's last step began (CLOCK_MONOTONIC, ns): it ends in execve and cannot tell how long it took.
+    pub(super) moment: AtomicU64,
     /// Per step: the errno of an optional step that failed.
     pub(super) skipped: Vec<AtomicI32>,
     /// What fsopen(2)'s log said.
@@ -76,6 +81,8 @@ pub(super) struct Hand {
     pub(super) exit: i32,
     /// Standard descriptors of [`Op::Program`].
     pub(super) stdio: [i32; 3],
+    /// PID 1 has a program to start at once.
+    pub(super) first: bool,
 }
 
 /// All that the child needs; lives in the caller's frame until `alive` is cleared.
@@ -111,6 +118,8 @@ struct Child<'a> {
     upper: i32,
     /// The caller's umask; ours is 0, so that modes are what the steps say.
     umask: usize,
+    /// When the step before ended.
+    moment: u64,
     /// The system call made last.
     failed: usize,
 }
@@ -138,7 +147,7 @@ fn text(string: &CStr) -> usize {
 
 impl<'a> Child<'a> {
     const fn new(job: &'a Job<'a>) -> Self {
-        Self { job, root: -1, proc: -1, upper: -1, umask: 0o022, failed: 0 }
+        Self { job, root: -1, proc: -1, upper: -1, umask: 0o022, moment: 0, failed: 0 }
     }
 }
 
@@ -156,19 +165,17 @@ impl Child<'_> {
         if self.caller_is_gone() || !self.wait_for_caller() {
             exit(127);
         }
+        self.moment = now();
         let mut i = 0;
         while let Some(step) = self.job.steps.get(i) {
-            self.job.shared.step.store(i as u32, Ordering::Relaxed);
             let outcome = match beside.zip(network) {
                 Some((beside, network)) if i == beside.run.start => {
-                    i = beside.run.end; // the step `Loopback`
-                    self.job.shared.step.store(i as u32, Ordering::Relaxed);
-                    let joined = self.join_beside(beside, network);
-                    self.ended(i);
-                    joined
+                    i = beside.last(); // of the steps that are done there
+                    self.together(beside, network)
                 }
+                Some((beside, _)) if beside.was_alone(i, step) => Ok(()),
                 _ if step.op.actor() == Actor::Caller => Ok(()),
-                _ => self.timed(i, step),
+                _ => self.own(i, step),
             };
             if let Err(errno) = outcome {
                 self.job.shared.syscall.store(self.failed as u32, Ordering::Relaxed);
@@ -180,10 +187,19 @@ impl Child<'_> {
         exit(127);
     }
 
+    /// Carries out a step of the child's own.
+    fn own(&mut self, i: usize, step: &Step) -> Result<(), i32> {
+        self.job.shared.step.store(i as u32, Ordering::Relaxed);
+        self.job.shared.moment.store(self.moment, Ordering::Relaxed);
+        self.timed(i, step)
+    }
+
     /// Carries out a step: `Err` is one that is not optional and has failed.
     fn timed(&mut self, i: usize, step: &Step) -> Result<(), i32> {
         let outcome = self.step(&step.op);
-        self.ended(i);
+        let ended = now();
+        self.took(i, ended.saturating_sub(self.moment));
+        self.moment = ended;
         if let Err(errno) = outcome
             && step.optional
         {
@@ -195,9 +211,9 @@ impl Child<'_> {
         outcome
     }
 
-    fn ended(&self, i: usize) {
-        if let Some(ended) = self.job.shared.ended.get(i) {
-            ended.store(now(), Ordering::Relaxed);
+    fn took(&self, i: usize, time: u64) {
+        if let Some(took) = self.job.shared.took.get(i) {
+            took.store(time.max(1), Ordering::Relaxed);
         }
     }
 
@@ -269,6 +285,12 @@ impl Child<'_> {
             }),
             Op::Symlink { at, target } => self
                 .make(at, |child, dir, name| child.call(nr::SYMLINKAT, [text(target), dir, name]).map(drop)),
+            Op::File { at, mode, text: content } if content.is_empty() => {
+                self.make(at, |child, dir, name| {
+                    const S_IFREG: usize = 0o100_000;
+                    child.call(nr::MKNODAT, [dir, name, S_IFREG | *mode as usize, 0]).map(drop)
+                })
+            }
             Op::File { at, mode, text: content } => self.make(at, |child, dir, name| {
                 let fd = child.call(nr::OPENAT, [dir, name, O_CREATE_NEW | O_CLOEXEC, *mode as usize])?;
                 let written = child.write(fd, content);
@@ -277,6 +299,16 @@ impl Child<'_> {
             }),
             Op::Mount { fstype, source, settings, attributes, at } => {
                 self.mount(fstype, source, settings, *attributes, at)
+            }
+            Op::Bind { source: Place::Host(source), at, recursive: false, attributes: 0 }
+                if self.in_proc(at).is_some() =>
+            {
+                const MS_BIND: usize = 4096;
+                let name = self.in_proc(at).unwrap_or_else(|| text(c""));
+                // One call instead of three, and most masks are of this kind. mount(2) knows no descriptors, but the
+                // working directory; and it follows a symbolic link, but there is none to be masked in /proc.
+                self.call(nr::FCHDIR, [self.proc as usize])?;
+                self.call(nr::MOUNT, [text(source), name, 0, MS_BIND, 0]).map(drop)
             }
             Op::Bind { source, at, recursive, attributes } => {
                 let flags = O_CLOEXEC | 1 | if *recursive { AT_RECURSIVE } else { 0 }; // OPEN_TREE_CLONE
@@ -333,7 +365,9 @@ impl Child<'_> {
                 self.call(nr::FCHDIR, [self.root as usize])?;
                 // pivot_root(2): with both paths equal the old root is stacked on the new one and can be let go of.
                 self.call(nr::PIVOT_ROOT, [text(c"."), text(c".")])?;
-                self.call(nr::UMOUNT2, [text(c"."), MNT_DETACH])?;
+                if !self.leaves() {
+                    self.call(nr::UMOUNT2, [text(c"."), MNT_DETACH])?;
+                }
                 self.call(nr::CHDIR, [text(c"/")]).map(drop)
             }
             Op::Chroot => {
@@ -351,7 +385,9 @@ impl Child<'_> {
                 let limit = [*value, *value];
                 self.call(nr::PRLIMIT64, [0, *resource as usize, &raw const limit as usize, 0]).map(drop)
             }
-            Op::Capabilities { keep } => self.bound(*keep),
+            Op::Capabilities { keep } => {
+                self.bound(keep | if self.leaves() { for_leaving(*keep) } else { 0 })
+            }
             Op::NoNewPrivileges => {
                 const PR_SET_NO_NEW_PRIVS: usize = 38;
                 self.call(nr::PRCTL, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]).map(drop)
@@ -380,10 +416,7 @@ impl Child<'_> {
     /// A file at the top of our own procfs: its name, to be used below the descriptor of that mount without following
     /// it. Most of what is masked lies there, and needs no walk.
     fn in_proc(&self, place: &Place) -> Option<usize> {
-        let Place::Root(path) = place else { return None };
-        let name = path.as_bytes().strip_prefix(b"/proc/").filter(|_| self.proc >= 0)?;
-        let plain = !name.is_empty() && name[0] != b'.' && !name.contains(&b'/');
-        plain.then_some(name.as_ptr() as usize)
+        place.in_proc().filter(|_| self.proc >= 0).map(text)
     }
 
     fn release(&mut self, dir: usize) {
@@ -554,6 +587,16 @@ impl Child<'_> {
         moved.map(drop)
     }
 
+    /// Whether PID 1 is the one who lets go of the host's tree, after `pivot_root` (`helper::letgo`): beside its first
+    /// program. Without one, a container that was started must not show that tree to anybody any more.
+    fn leaves(&self) -> bool {
+        if !self.job.hand.first {
+            return false;
+        }
+        let last = self.job.steps.last().is_some_and(|step| step.op == Op::Embedded(c"r2d2-init"));
+        last && self.job.steps.iter().any(|step| step.op == Op::PivotRoot)
+    }
+
     /// Dropping capabilities leaves the caller's dumpable flag alone: only gaining some, or other ids, clears it.
     fn bound(&mut self, keep: u64) -> Result<(), i32> {
         const PR_CAPBSET_DROP: usize = 24;
@@ -583,7 +626,7 @@ impl Child<'_> {
         for standard in 0..3 {
             self.call(nr::DUP3, [null as usize, standard, 0])?;
         }
-        let mut present = [0u8; 8];
+        let mut present = [0u8; 10];
         let mut count = 0;
         for (i, from) in high.iter().enumerate() {
             let number = p::FD_CONTROL as usize + i;
@@ -603,6 +646,19 @@ impl Child<'_> {
         // PID 1 watches its owner by pidfd, and looks before anything else, so an end that falls between here and
         // there is seen. Armed any longer, it would fire when the calling thread ends, which from execve on it may.
         let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, 0]);
+        let keep = self.job.steps.iter().find_map(|step| match step.op {
+            Op::Capabilities { keep } => Some(keep),
+            _ => None,
+        });
+        let words = match (self.leaves(), keep.map_or(0, for_leaving)) {
+            (false, _) => &[][..],
+            (true, 0) => &[p::LET_GO],
+            (true, CAP_SYS_ADMIN) => &[p::LET_GO, p::FOR_THAT_ALONE],
+            (true, _) => &[p::LET_GO, p::FOR_THAT_ALONE, p::TO_GIVE_UP],
+        };
+        for (slot, word) in present.iter_mut().skip(count).zip(words) {
+            *slot = *word;
+        }
         let argv = [text(name), present.as_ptr() as usize, 0];
         let envp = [0usize];
         let (argv, envp) = (argv.as_ptr() as usize, envp.as_ptr() as usize);
@@ -700,20 +756,28 @@ impl ProcLink {
     }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds.
+/// What PID 1 needs beyond these to let go of the host's tree, and of what it needed for that.
+const fn for_leaving(keep: u64) -> u64 {
+    if keep & CAP_SYS_ADMIN != 0 { 0 } else { (CAP_SYS_ADMIN | CAP_SETPCAP) & !keep }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds. The one thing that the child asks of libc: vdso(7) answers without a system call,
+/// and without a word to `errno` or to thread-local storage; some eighty of them are in every start.
 pub(super) fn now() -> u64 {
-    let mut time = [0u64; 2];
-    // SAFETY: a timespec of two 64-bit fields.
-    let _ = unsafe { raw::call(nr::CLOCK_GETTIME, [1, &raw mut time as usize]) };
-    time[0].wrapping_mul(1_000_000_000).wrapping_add(time[1])
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes the timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
 /// The man page's name of a system call that a step makes.
 pub(super) fn syscall_name(number: u32) -> &'static str {
     match number as usize {
         nr::UNSHARE => "unshare",
+        nr::MOUNT => "mount",
         nr::MOUNT_SETATTR => "mount_setattr",
         nr::MKDIRAT => "mkdirat",
+        nr::MKNODAT => "mknodat",
         nr::FCHOWNAT => "fchownat",
         nr::SYMLINKAT => "symlinkat",
         nr::OPENAT => "openat",

@@ -33,7 +33,7 @@ pub fn enter(
         .send(&ours, stdio, &reported, confirm, Some(target), &command.pass)
         .map_err(|e| fail("sendmsg", e))?;
     drop((reported, writing));
-    let fds = Descriptors { control: theirs.as_raw_fd(), listen: -1, exit: -1, stdio: [-1; 3], owned: false };
+    let fds = Descriptors { control: theirs.as_raw_fd(), ..Descriptors::NONE };
     let started = launch::start(&Plan::helper(c"r2d2-enter"), fds, interrupt)?;
     Ok(Process::new(0, status, command.confirm.then_some(reading)).with_helper(started.pidfd))
 }

@@ -1,7 +1,7 @@
 //! A step in words: which system calls it makes that change anything. Pure. The trace of a start is held to it
 //! (`tests/test_explain.py`).
 
-use super::step::{Op, Probe, Setting};
+use super::step::{Op, Place, Probe, Setting};
 
 impl Op {
     /// The system calls that it makes, by their man pages' names.
@@ -12,7 +12,7 @@ impl Op {
             Self::Unshare { .. } => "unshare",
             Self::Private | Self::Remount { .. } => "mount_setattr",
             Self::Directory { .. } => "mkdirat",
-            Self::File { text, .. } if text.is_empty() => "openat",
+            Self::File { text, .. } if text.is_empty() => "mknodat",
             Self::File { .. } => "openat, write",
             Self::Symlink { .. } => "symlinkat",
             Self::Owner { .. } => "fchownat",
@@ -20,6 +20,11 @@ impl Op {
                 "fsopen, fsconfig, openat, fsmount, move_mount"
             }
             Self::Mount { .. } => "fsopen, fsconfig, fsmount, move_mount",
+            Self::Bind { source: Place::Host(_), at, recursive: false, attributes: 0 }
+                if at.in_proc().is_some() =>
+            {
+                "fchdir, mount"
+            }
             Self::Bind { attributes: 0, .. } => "open_tree, move_mount",
             Self::Bind { .. } => "open_tree, mount_setattr, move_mount",
             Self::Upper { ours: true, .. } | Self::Root { .. } => "openat",

@@ -111,7 +111,14 @@ impl Container {
             None
         };
         let Reach { listen, exit, .. } = reach;
-        let fds = Descriptors { control: theirs.as_raw_fd(), listen, exit, stdio: [-1; 3], owned: true };
+        let fds = Descriptors {
+            control: theirs.as_raw_fd(),
+            listen,
+            exit,
+            owned: true,
+            first: first.is_some(),
+            ..Descriptors::NONE
+        };
         let started = launch::start(&plan, fds, interrupt)?;
         if let Some(reaper) = &reaper
             && plan.subordinate

@@ -47,6 +47,14 @@ pub(super) struct Descriptors {
     pub(super) stdio: [RawFd; 3],
     /// PID 1 ends with the calling process.
     pub(super) owned: bool,
+    /// The request for a first program lies in the control socket already.
+    pub(super) first: bool,
+}
+
+impl Descriptors {
+    /// None, for a process of which nobody takes care.
+    pub(super) const NONE: Self =
+        Self { control: -1, listen: -1, exit: -1, stdio: [-1; 3], owned: false, first: false };
 }
 
 /// A started process.
@@ -99,7 +107,8 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         step: AtomicU32::new(0),
         errno: AtomicI32::new(0),
         syscall: AtomicU32::new(0),
-        ended: steps.iter().map(|_| AtomicU64::new(0)).collect(),
+        took: steps.iter().map(|_| AtomicU64::new(0)).collect(),
+        moment: AtomicU64::new(0),
         skipped: steps.iter().map(|_| AtomicI32::new(0)).collect(),
         note: UnsafeCell::new([0; NOTE]),
     };
@@ -114,6 +123,7 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         listen: fds.listen,
         exit: fds.exit,
         stdio: fds.stdio,
+        first: fds.first,
     };
     let tables = Tables::of(steps);
     let fail = |syscall, errno| Error::step(plan.label(0), syscall, errno, None::<&str>);
@@ -151,6 +161,7 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
     };
     let mut result = restored.map_err(|e| fail("sigprocmask", e));
     let mut cgroup = None;
+    let mut moment = began;
     for (i, step) in steps.iter().enumerate().filter(|(_, step)| step.op.actor() == Actor::Caller) {
         if result.is_ok() {
             result = match &step.op {
@@ -160,7 +171,9 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
             }
             .map_err(|error| plan.locate(i, error));
         }
-        shared.ended[i].store(child::now(), Ordering::Relaxed);
+        let ended = child::now();
+        shared.took[i].store(ended.saturating_sub(moment).max(1), Ordering::Relaxed);
+        moment = ended;
     }
     futex_set(&shared.go, if result.is_ok() { 1 } else { 2 });
     // From here to the end of this loop the child may use our memory: no early return.
@@ -178,14 +191,13 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         // instant. Until then it uses this very place: it must not be moved.
         beside.wait();
     }
-    let beside = second.map(|(beside, stack)| {
+    if let Some((_, stack)) = second {
         stack.give_back();
-        beside
-    });
+    }
 
     let errno = shared.errno.load(Ordering::Relaxed);
     if result.is_ok() && errno == 0 && !interrupted {
-        return Ok(Started { pid, pidfd, trace: trace(&shared, steps, began, beside.as_ref()), cgroup });
+        return Ok(Started { pid, pidfd, trace: trace(&shared), cgroup });
     }
     let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
     while let Ok(None) = pidfd::reap(pidfd.as_fd()) {
@@ -203,44 +215,12 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
     Err(plan.failure(step, name, Errno::from_raw(errno), note(shared)))
 }
 
-/// Durations from moments: each step lasts from the end of the one that ended before it, in the same thread.
-fn trace(shared: &Shared, steps: &[Step], began: u64, beside: Option<&Beside>) -> Trace {
-    let moment = |at: &AtomicU64| at.load(Ordering::Relaxed);
-    // It never began where the child did its steps itself.
-    let beside = beside.filter(|beside| moment(&beside.began) != 0);
-    let mut last = began;
-    let mut other = beside.map_or(0, |beside| moment(&beside.began));
-    let took = steps
-        .iter()
-        .zip(&shared.ended)
-        .enumerate()
-        .map(|(i, (step, ended))| {
-            // The last step ends in execve and leaves no moment: it lasts until now.
-            let at = match moment(ended) {
-                0 => child::now(),
-                at => at,
-            };
-            let mut extra = 0;
-            let last = match beside {
-                Some(beside) if beside.run.contains(&i) => &mut other,
-                Some(beside) => {
-                    // The child made the network namespace before its own first step.
-                    let [from, to] = [moment(&beside.network[0]), moment(&beside.network[1])];
-                    if step.op.actor() == Actor::Child {
-                        last = last.max(to);
-                    }
-                    if i == beside.run.end {
-                        extra = to.saturating_sub(from);
-                    }
-                    &mut last
-                }
-                None => &mut last,
-            };
-            let took = at.saturating_sub(*last) + extra;
-            *last = at.max(*last);
-            took
-        })
-        .collect();
+/// What each step took. The last one ends in execve and leaves no time: it lasts until now.
+fn trace(shared: &Shared) -> Trace {
+    let mut took: Vec<u64> = shared.took.iter().map(|took| took.load(Ordering::Relaxed)).collect();
+    if let Some(last @ 0) = took.last_mut() {
+        *last = child::now().saturating_sub(shared.moment.load(Ordering::Relaxed));
+    }
     Trace { took, skipped: shared.skipped.iter().map(|errno| errno.load(Ordering::Relaxed)).collect() }
 }
 
@@ -284,7 +264,7 @@ pub struct Spawned {
 
 /// Starts the program that ends the plan, with these standard descriptors.
 pub fn spawn(plan: &Plan, stdio: [RawFd; 3], interrupt: Interrupt<'_>) -> Result<Spawned> {
-    let fds = Descriptors { control: -1, listen: -1, exit: -1, stdio, owned: true };
+    let fds = Descriptors { stdio, owned: true, ..Descriptors::NONE };
     let started = start(plan, fds, interrupt)?;
     Ok(Spawned { pid: started.pid, pidfd: started.pidfd, ended: None.into(), trace: started.trace })
 }

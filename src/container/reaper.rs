@@ -48,8 +48,7 @@ impl Reaper {
         }
         request::send(&ours, &message, &[watch.as_raw_fd()])
             .map_err(|e| Error::step("start the reaper", "sendmsg", e, None::<&str>))?;
-        let fds =
-            Descriptors { control: theirs.as_raw_fd(), listen: -1, exit: -1, stdio: [-1; 3], owned: false };
+        let fds = Descriptors { control: theirs.as_raw_fd(), ..Descriptors::NONE };
         let started = launch::start(&Plan::helper(c"r2d2-reaper"), fds, &pidfd::never)?;
         Ok(Self {
             pidfd: started.pidfd,

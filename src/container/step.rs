@@ -280,6 +280,16 @@ impl Probe {
     }
 }
 
+impl Place {
+    /// The name of a file at the top of the container's /proc.
+    pub fn in_proc(&self) -> Option<&CStr> {
+        let Self::Root(path) = self else { return None };
+        let name = CStr::from_bytes_with_nul(path.as_bytes_with_nul().strip_prefix(b"/proc/")?).ok()?;
+        let bytes = name.to_bytes();
+        (!bytes.is_empty() && bytes[0] != b'.' && !bytes.contains(&b'/')).then_some(name)
+    }
+}
+
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

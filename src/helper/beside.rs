@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::exec::{self, Descriptors};
 use crate::kernel;
+use crate::letgo::Left;
 use crate::protocol::{self as p, Request};
 use crate::raw::{self, CloneArgs, Outcome};
 
@@ -26,6 +27,7 @@ pub struct Beside {
     /// Descriptors of PID 1's own, as in `Init`.
     present: u32,
     fds: Descriptors,
+    left: Option<Left>,
 }
 
 impl Beside {
@@ -38,6 +40,7 @@ impl Beside {
             alive: AtomicU32::new(0),
             present: 0,
             fds: Descriptors::NONE,
+            left: None,
         }
     }
 
@@ -53,6 +56,7 @@ impl Beside {
         message: &[u8],
         fds: Descriptors,
         present: u32,
+        left: Option<Left>,
         pidfd: Option<&mut i32>,
     ) -> Outcome {
         const CLONE_VM: u64 = 0x100;
@@ -60,7 +64,7 @@ impl Beside {
         const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
         let room = self.message.get_mut(..message.len()).ok_or(kernel::EPROTO)?;
         room.copy_from_slice(message);
-        (self.len, self.fds, self.present) = (message.len(), fds, present);
+        (self.len, self.fds, self.present, self.left) = (message.len(), fds, present, left);
         self.alive.store(1, Ordering::Relaxed);
         let how = CloneArgs {
             flags: CLONE_VM | CLONE_CHILD_CLEARTID | if pidfd.is_some() { CLONE_PIDFD } else { 0 },
@@ -89,5 +93,5 @@ extern "C" fn child(argument: usize) -> ! {
     // SAFETY: a request was received into it, and every bit pattern is one.
     let request = unsafe { this.message.as_ptr().cast::<Request>().read_unaligned() };
     let inline = this.message.get_mut(size_of::<Request>()..this.len).unwrap_or(&mut []);
-    exec::become_program(&request, inline, this.fds)
+    exec::become_program(&request, inline, this.fds, this.left)
 }

@@ -43,7 +43,7 @@ pub fn main() -> ! {
     let inline = message.get_mut(size_of::<Request>()..len).unwrap_or(&mut []);
     let mut pidfd = -1;
     match kernel::fork((request.flags & p::F_STARTED != 0).then_some(&mut pidfd)) {
-        Ok(0) => exec::become_program(&request, inline, fds),
+        Ok(0) => exec::become_program(&request, inline, fds, None),
         Ok(pid) => {
             if pidfd >= 0 {
                 let started = Status { kind: p::ST_STARTED, value: pid as i32, ..Status::default() };

@@ -6,6 +6,7 @@
 //! directory is entered as the user, because a directory that the user may not enter must be refused.
 
 use crate::kernel;
+use crate::letgo::Left;
 use crate::protocol::{self as p, Request, Status};
 use crate::raw::{Outcome, call, nr};
 
@@ -59,7 +60,7 @@ pub fn forget(present: u32, which: impl Fn(i32) -> bool) {
 }
 
 /// Becomes the requested program. Runs in the forked child; does not return.
-pub fn become_program(request: &Request, inline: &mut [u8], fds: Descriptors) -> ! {
+pub fn become_program(request: &Request, inline: &mut [u8], fds: Descriptors, left: Option<Left>) -> ! {
     let mut status = fds.status;
     let flags = request.flags;
     let or_fail = |outcome: Outcome, status: i32, stage: u32| match outcome {
@@ -117,6 +118,9 @@ pub fn become_program(request: &Request, inline: &mut [u8], fds: Descriptors) ->
         let uid = request.uid as usize;
         // SAFETY: no pointer.
         or_fail(unsafe { call(nr::SETRESUID, [uid, uid, uid]) }, status, p::STAGE_USER);
+    }
+    if let Some(left) = left {
+        left.wait(); // no path is looked up before
     }
     if request.cwd != 0 {
         let Some(cwd) = base.checked_add(request.cwd as usize).filter(|_| (request.cwd as usize) < len) else {

@@ -9,6 +9,9 @@
 //! - reaps: its own children, whose end it reports, and orphans;
 //! - forwards signals that arrive from outside to the main program, if there is one, else to all.
 //!
+//! The last step of the start is its own: it lets go of the host's tree (`letgo`), beside the first program if the
+//! request for one lies there already, else before anything else.
+//!
 //! It has every signal blocked and reads them from a signalfd: a blocked signal is never discarded, although the
 //! kernel drops unhandled ones for PID 1 (pid_namespaces(7)). It is not dumpable, so nobody in the container may
 //! trace it or read its memory.
@@ -17,6 +20,7 @@ use crate::beside::Beside;
 use crate::exec::{self, Descriptors};
 use crate::files;
 use crate::kernel::{self, PollFd, Usage};
+use crate::letgo::Left;
 use crate::protocol::{self as p, Request, Status};
 use crate::raw::{Outcome, call, nr};
 use crate::tree;
@@ -43,6 +47,8 @@ struct Init {
     /// Accepted control connections of a detached container.
     connections: [i32; CONNECTIONS],
     message: [u8; size_of::<Request>() + p::INLINE],
+    /// The host's tree, until it is let go of.
+    left: Option<Left>,
 }
 
 /// In .bss: pages cost memory only once they are used.
@@ -54,6 +60,7 @@ static mut INIT: Init = Init {
     present: 0,
     connections: [0; CONNECTIONS],
     message: [0; size_of::<Request>() + p::INLINE],
+    left: None,
 };
 
 static mut BESIDE: Beside = Beside::new();
@@ -63,7 +70,6 @@ pub fn main(present: &[u8]) -> ! {
     const PR_SET_NAME: usize = 15;
     let _ = kernel::prctl(PR_SET_DUMPABLE, 0);
     let _ = kernel::prctl(PR_SET_NAME, c"r2d2-init".as_ptr() as usize);
-    kernel::default_signals();
     let Ok(signals) = kernel::signalfd() else { kernel::exit(1) };
     let signals = signals as i32;
     // They had to survive the execve that started us; they must not survive the ones that we do.
@@ -78,6 +84,11 @@ pub fn main(present: &[u8]) -> ! {
         init.present |= u32::from(has(fd)) << fd;
     }
 
+    init.left = Left::of(present);
+    if init.left.is_none() {
+        kernel::default_signals();
+    }
+
     let watch = |fd: i32| PollFd { fd: if has(fd) { fd } else { -1 }, events: kernel::POLLIN, revents: 0 };
     let mut fds = [PollFd { fd: -1, events: kernel::POLLIN, revents: 0 }; 4 + CONNECTIONS];
     fds[0] = PollFd { fd: signals, ..fds[0] };
@@ -88,8 +99,13 @@ pub fn main(present: &[u8]) -> ! {
         for (slot, fd) in fds.iter_mut().skip(4).zip(&init.connections) {
             slot.fd = if *fd > 0 { *fd } else { -1 };
         }
-        if kernel::poll(&mut fds, -1).is_err() {
-            continue;
+        match kernel::poll(&mut fds, if init.left.is_some() { 0 } else { -1 }) {
+            Err(_) => continue,
+            Ok(0) => {
+                init.let_go();
+                continue;
+            }
+            Ok(_) => {}
         }
         let polled = fds;
         let ready = |i: usize| polled.get(i).is_some_and(|fd: &PollFd| fd.revents != 0);
@@ -127,6 +143,15 @@ pub fn main(present: &[u8]) -> ! {
 }
 
 impl Init {
+    /// Nothing is started before, but for a program that waits for it.
+    fn let_go(&mut self) {
+        if let Some(left) = self.left.take() {
+            left.let_go();
+            kernel::default_signals();
+            self.reap(); // which forgets a SIGCHLD that was pending (sigaction(2))
+        }
+    }
+
     fn signal(&mut self, signal: i32) {
         match signal {
             kernel::SIGCHLD => self.reap(),
@@ -192,6 +217,9 @@ impl Init {
             // SAFETY: that many bytes were received, and every bit pattern is a Request.
             let request = unsafe { self.message.as_ptr().cast::<Request>().read_unaligned() };
             if request.magic == p::MAGIC {
+                if request.op != p::OP_EXEC {
+                    self.let_go();
+                }
                 match request.op {
                     p::OP_EXEC => self.exec(&request, len, &fds),
                     p::OP_ROOT => root(&fds),
@@ -245,17 +273,19 @@ impl Init {
         if request.flags & p::F_MAIN != 0 {
             self.main = pid;
         }
+        self.let_go();
     }
 
     /// A child for the program; 0 in it, if it is a fork.
-    fn begin(&self, request: &Request, len: usize, fds: Descriptors, pidfd: Option<&mut i32>) -> Outcome {
+    fn begin(&mut self, request: &Request, len: usize, fds: Descriptors, pidfd: Option<&mut i32>) -> Outcome {
         let pointer = &raw mut BESIDE;
         // SAFETY: single-threaded; while a child has it, nothing but `alive` is looked at.
         let beside = unsafe { &mut *pointer };
         if !beside.can(request) {
+            self.let_go();
             return kernel::fork(pidfd);
         }
-        beside.start(self.message.get(..len).unwrap_or(&[]), fds, self.present, pidfd)
+        beside.start(self.message.get(..len).unwrap_or(&[]), fds, self.present, self.left, pidfd)
     }
 
     /// The strings of the message of `len` bytes.
@@ -267,14 +297,14 @@ impl Init {
     fn child(&mut self, request: &Request, len: usize, fds: Descriptors) -> ! {
         if request.flags & p::F_TREE == 0 {
             exec::forget(self.present, |_| true);
-            exec::become_program(request, self.inline(len), fds);
+            exec::become_program(request, self.inline(len), fds, None);
         }
         exec::forget(self.present, |fd| fd != p::FD_PROC); // the subreaper looks for its children there
         tree::prepare();
         match kernel::fork(None) {
             Ok(0) => {
                 exec::forget(self.present, |fd| fd == p::FD_PROC);
-                exec::become_program(request, self.inline(len), fds)
+                exec::become_program(request, self.inline(len), fds, None)
             }
             Ok(program) => {
                 for fd in fds.stdio.into_iter().chain(fds.pass).chain([fds.confirm, fds.memfd]) {

@@ -106,6 +106,39 @@ pub fn prctl(option: usize, a: usize) -> Outcome {
     unsafe { call(nr::PRCTL, [option, a, 0, 0, 0]) }
 }
 
+/// The id of the mount that a path leads to (statx(2)); 0 if there is none to be told.
+pub fn mount_id(path: &core::ffi::CStr) -> u64 {
+    const AT_FDCWD: usize = -100isize as usize;
+    const STATX_MNT_ID: usize = 0x1000;
+    let mut statx = [0u64; 32];
+    let words = statx.as_mut_ptr() as usize;
+    // SAFETY: 256 bytes are what statx(2) writes.
+    let _ = unsafe { call(nr::STATX, [AT_FDCWD, path.as_ptr() as usize, 0, STATX_MNT_ID, words]) };
+    statx[18] // stx_mnt_id
+}
+
+/// No program that is executed from here on has it (capabilities(7), the bounding set).
+pub fn bound_without(capability: usize) -> Outcome {
+    const PR_CAPBSET_DROP: usize = 24;
+    prctl(PR_CAPBSET_DROP, capability)
+}
+
+/// Nor has this process.
+pub fn give_up(capability: usize) -> Outcome {
+    const VERSION_3: u32 = 0x2008_0522;
+    bound_without(capability)?;
+    let header = [VERSION_3, 0];
+    let mut sets = [[0u32; 3]; 2]; // effective, permitted, inheritable: of the first 32 capabilities, and of the others
+    let sets_at = sets.as_mut_ptr() as usize;
+    // SAFETY: a header and two structs of three words, capget(2).
+    unsafe { call(nr::CAPGET, [header.as_ptr() as usize, sets_at]) }?;
+    for set in &mut sets[capability / 32] {
+        *set &= !(1 << (capability % 32));
+    }
+    // SAFETY: likewise.
+    unsafe { call(nr::CAPSET, [header.as_ptr() as usize, sets_at]) }
+}
+
 /// A signalfd for every signal; all of them are blocked already.
 pub fn signalfd() -> Outcome {
     let mask = u64::MAX;

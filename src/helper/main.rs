@@ -22,6 +22,7 @@ mod exec;
 mod files;
 mod init;
 mod kernel;
+mod letgo;
 mod protocol;
 #[allow(dead_code, reason = "the library uses the rest")]
 #[path = "../sys/raw.rs"]

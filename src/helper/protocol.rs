@@ -72,6 +72,13 @@ pub const FD_EXIT: i32 = 8;
 /// First number that is free in PID 1.
 pub const FD_FREE: i32 = 9;
 
+/// Beside those numbers in argv[1]: the host's tree still lies upon the new root (`letgo`).
+pub const LET_GO: u8 = b'/';
+/// Likewise: PID 1 has CAP_SYS_ADMIN for that alone.
+pub const FOR_THAT_ALONE: u8 = b'-';
+/// Likewise: and CAP_SETPCAP to give it up.
+pub const TO_GIVE_UP: u8 = b'+';
+
 /// A request. All offsets count from the blob's first byte; tables hold u64 offsets and end with 0.
 #[repr(C)]
 #[derive(Clone, Copy)]

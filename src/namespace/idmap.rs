@@ -10,7 +10,9 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
+use std::sync::Mutex;
 
 use nix::unistd::{Gid, Uid, User};
 
@@ -54,6 +56,8 @@ impl IdMap {
 
     /// Every id that the calling process knows, onto itself. For real root.
     pub fn identity() -> Result<Self> {
+        /// With the namespace. Its maps are written once: what was read stays true for as long as we are in it.
+        static KNOWN: Mutex<Option<(u64, IdMap)>> = Mutex::new(None);
         let own = |file: &str| {
             let text = fs::read_to_string(file)
                 .map_err(|e| Error::io("read our own id map", "open", &e, Some(file)))?;
@@ -61,12 +65,26 @@ impl IdMap {
                 parse(&text).into_iter().map(|r| Range { outside: r.inside, ..r }).collect::<Vec<_>>(),
             )
         };
-        Ok(Self {
+        let here = fs::metadata("/proc/self/ns/user").ok().map(|meta| meta.ino());
+        let mut known = KNOWN.try_lock().ok(); // never waited for: in a fork it may stay locked for good
+        if let Some(Some((there, map))) = known.as_deref()
+            && Some(*there) == here
+        {
+            return Ok(map.clone());
+        }
+        let map = Self {
             uids: own("/proc/self/uid_map")?,
             gids: own("/proc/self/gid_map")?,
             deny_setgroups: false,
             by_helper: false,
-        })
+        };
+        if let (Some(known), Some(here)) = (known.as_deref_mut(), here)
+            && !map.uids.is_empty()
+            && !map.gids.is_empty()
+        {
+            *known = Some((here, map.clone()));
+        }
+        Ok(map)
     }
 
     /// The calling user as root inside, and the ids delegated to it from 1 on.

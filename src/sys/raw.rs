@@ -31,9 +31,11 @@ pub mod nr {
     pub const SETGROUPS: usize = 116;
     pub const SETRESUID: usize = 117;
     pub const SETRESGID: usize = 119;
+    pub const CAPGET: usize = 125;
     pub const CAPSET: usize = 126;
     pub const PIVOT_ROOT: usize = 155;
     pub const PRCTL: usize = 157;
+    pub const MOUNT: usize = 165;
     pub const UMOUNT2: usize = 166;
     pub const SETHOSTNAME: usize = 170;
     pub const SETXATTR: usize = 188;
@@ -45,6 +47,7 @@ pub mod nr {
     pub const KEYCTL: usize = 250;
     pub const OPENAT: usize = 257;
     pub const MKDIRAT: usize = 258;
+    pub const MKNODAT: usize = 259;
     pub const FCHOWNAT: usize = 260;
     pub const UNLINKAT: usize = 263;
     pub const RENAMEAT: usize = 264;
@@ -60,6 +63,7 @@ pub mod nr {
     pub const PRLIMIT64: usize = 302;
     pub const SETNS: usize = 308;
     pub const EXECVEAT: usize = 322;
+    pub const STATX: usize = 332;
     pub const PIDFD_SEND_SIGNAL: usize = 424;
     pub const OPEN_TREE: usize = 428;
     pub const MOVE_MOUNT: usize = 429;
