@@ -311,7 +311,7 @@ def test_03_a_false_dev_null(rootfs: Path, victim: Path, writable: bool) -> None
     assert (victim / "file").read_text() == (rootfs / "file").read_text() == "untouched"
 
 
-#: What the first program of a container sees in its first instant: the mounts at /, where /.. leads, and what it
+#: What a container's first program sees in its first instant: mounts at /, where /.. leads, its rights.
 #: may do.
 INSTANT = r"""
 #include <stdio.h>
