@@ -312,7 +312,6 @@ def test_03_a_false_dev_null(rootfs: Path, victim: Path, writable: bool) -> None
 
 
 #: What a container's first program sees in its first instant: mounts at /, where /.. leads, its rights.
-#: may do.
 INSTANT = r"""
 #include <stdio.h>
 #include <string.h>
