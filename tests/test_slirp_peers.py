@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from _guest import inside, interfaces, namespace, python, server, serving
+from _guest import elsewhere, inside, interfaces, namespace, python, server, serving
 from _needs import needs
 from _proc import until
 from r2d2 import slirp
@@ -200,27 +200,6 @@ def test_router_advertisement_configures_an_interface(guest: int, device: slirp.
 
 # passt: passt_in_ns/icmp; rootlesskit: TestUDPTransparent. In a host of its own, that has public addresses.
 
-#: An owner whose host has 192.0.2.1, 192.0.2.9 and 2001:db8::9; everybody there may use ping sockets.
-HOST = """
-import os, socket, subprocess, sys
-from _guest import inside, namespace, python, serving
-from r2d2 import slirp
-for each in ("link set lo up", "addr add 192.0.2.1/32 dev lo", "addr add 192.0.2.9/32 dev lo",
-             "addr add 2001:db8::9/128 dev lo nodad"):
-    subprocess.run(["ip", *each.split()], check=True)
-open("/proc/sys/net/ipv4/ping_group_range", "w").write("0 0")
-"""
-
-
-def owner(code: str) -> str:
-    """What an owner of networks prints whose host is a namespace with a few addresses."""
-    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", HOST + code]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parent
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip()
-
 
 def test_echo_of_somebody_beyond_the_gateway() -> None:
     code = """
@@ -230,7 +209,7 @@ with namespace() as guest, slirp.attach(guest) as network:
         print(done.returncode, "3 received" in done.stdout)
     print(network.stats()["ping_forbidden"])
 """
-    assert owner(code).split() == ["0", "True", "0", "True", "0"]
+    assert elsewhere(code).split() == ["0", "True", "0", "True", "0"]
 
 
 def test_a_datagrams_sender_is_seen_and_answered() -> None:
@@ -249,7 +228,7 @@ with namespace() as guest, slirp.attach(guest) as network, serving(guest, answer
             client.send(b"x")
             print(client.recv(99).decode() == f"{source}:{client.getsockname()[1]}")
 """
-    assert owner(code).split() == ["True", "True"]
+    assert elsewhere(code).split() == ["True", "True"]
 
 
 # slirp4netns: disable-dns, ready-fd, sandbox-no-unmount
