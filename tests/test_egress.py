@@ -140,7 +140,7 @@ def test_rules_as_the_engine_reads_them(rule: str, read: str) -> None:
             "a b.c",
             "",
         ),
-        *("", "example.org\nallow *", "x" * 64 + ".org", "*.1", ".".join(["x" * 60] * 5)),
+        *("example.org\nallow *", "x" * 64 + ".org", "*.1", ".".join(["x" * 60] * 5)),
     ],
 )
 def test_what_is_no_rule(rule: str) -> None:
