@@ -324,8 +324,7 @@ class Network(Closing):
     def close(self) -> None:
         """Ends the engine and waits for its end. A second call does nothing.
 
-        A tap goes with it, which takes 13 to 20 ms in the kernel; a packet device is removed by the kernel
-        soon after.
+        The interface goes with it, which takes 13 to 20 ms in the kernel.
         """
         self._network.close()
         with self._lock:

@@ -7,7 +7,7 @@
 //! has no part in the network: its copy of the handle neither asks the engine, whose answers its owner would miss, nor
 //! ends it. Runs in the calling process.
 //!
-//! Closing a tap takes 13 to 20 ms, and all of it is the kernel's: the interface is gone from the namespace within one
+//! Closing takes 13 to 20 ms, and all of it is the kernel's: the interface is gone from the namespace within one
 //! millisecond, then whoever closed the descriptor waits until no other processor can still hold it (`rcu_barrier` in
 //! `netdev_run_todo`). Deleting it by rtnetlink(7) or moving it to another namespace waits for the same. We wait along,
 //! for only the engine's end says that the interface and the ports are gone, and how it ended. A second process for each
@@ -34,6 +34,8 @@ static BYTES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/r2d2-engine"));
 const MAX: usize = 64 << 10;
 /// How long an answer may take, in milliseconds: the engine never blocks.
 const PATIENCE: u16 = 10_000;
+/// How long its end may take, in milliseconds: a busy kernel takes its time to remove an interface.
+const GOODBYE: u16 = 5_000;
 /// The system calls that an engine's failure can name; the error type wants names that live for ever.
 const CALLS: &[&str] = &[
     "setns",
@@ -224,7 +226,7 @@ impl Starting {
         }
         if let Ok(pidfd) = pidfd::open(child.id() as i32) {
             let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut fds, PollTimeout::from(1000u16)) == Ok(0) {
+            if poll(&mut fds, PollTimeout::from(GOODBYE)) == Ok(0) {
                 let _ = child.kill();
             }
         }

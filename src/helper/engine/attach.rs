@@ -20,6 +20,15 @@ pub struct Interface {
     pub fd: Fd,
     /// It is a packet socket, no tap.
     pub packet: bool,
+    /// Of a packet socket the netlink socket beside it.
+    beside: Option<Fd>,
+}
+
+impl Interface {
+    /// A link that somebody else made.
+    pub fn given(fd: Fd) -> Self {
+        Self { fd, packet: false, beside: None }
+    }
 }
 
 /// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor.
@@ -30,7 +39,8 @@ pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
         sys::name(c"r2d2-attach");
         let code = match inside(setup) {
             Ok(made) => {
-                let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &made.fd.to_ne_bytes());
+                let fds = [Some(made.fd), made.beside].into_iter().flatten().flat_map(i32::to_ne_bytes);
+                let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &fds.collect::<Vec<_>>());
                 i32::from(
                     sys::sendmsg(theirs, if made.packet { b"packet" } else { b"tap" }, &rights, 0).is_err(),
                 )
@@ -48,7 +58,12 @@ pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
     let rights = sys::controls(control.get(..len).unwrap_or(&[]))
         .find(|(l, k, _)| (*l, *k) == (SOL_SOCKET, SCM_RIGHTS));
     if let Some(fd) = rights.and_then(|(_, _, payload)| payload.first_chunk::<4>()) {
-        return Ok(Interface { fd: i32::from_ne_bytes(*fd), packet: text.get(..n) == Some(b"packet") });
+        let beside = rights.and_then(|(_, _, payload)| payload.get(4..)?.first_chunk::<4>());
+        let beside = beside.map(|fd| i32::from_ne_bytes(*fd));
+        if let Some(netlink) = beside {
+            packet::remember(netlink);
+        }
+        return Ok(Interface { fd: i32::from_ne_bytes(*fd), packet: text.get(..n) == Some(b"packet"), beside });
     }
     let text = String::from_utf8_lossy(text.get(..n).unwrap_or(&[])).into_owned();
     Err(Failure::parse(&text).unwrap_or_else(|| Failure::new("attach", "exit", sys::EINVAL)))
@@ -57,13 +72,15 @@ pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
 /// In the child: joins, makes, configures.
 pub fn inside(setup: &Setup) -> Result<Interface, Failure> {
     join(setup)?;
-    let pair =
-        || packet::create(&setup.ifname, setup.config.mtu.into()).map(|fd| Interface { fd, packet: true });
+    let pair = || {
+        let (fd, netlink) = packet::create(&setup.ifname, setup.config.mtu.into())?;
+        Ok(Interface { fd, packet: true, beside: Some(netlink) })
+    };
     let made = if setup.device == Kind::Packet {
         pair()?
     } else {
         match tap::create(&setup.ifname) {
-            Ok(fd) => Interface { fd, packet: false },
+            Ok(fd) => Interface::given(fd),
             // Not there, or not for us: there is another way.
             Err(("open /dev/net/tun", errno)) if setup.device == Kind::Any => {
                 pair().map_err(|failure| {

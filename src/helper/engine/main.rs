@@ -48,5 +48,6 @@ fn main() {
             1
         }
     };
+    packet::remove();
     sys::exit(code);
 }
