@@ -61,7 +61,7 @@ pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
         let beside = rights.and_then(|(_, _, payload)| payload.get(4..)?.first_chunk::<4>());
         let beside = beside.map(|fd| i32::from_ne_bytes(*fd));
         if let Some(netlink) = beside {
-            packet::remember(netlink);
+            packet::remember(netlink, setup.watch);
         }
         return Ok(Interface { fd: i32::from_ne_bytes(*fd), packet: text.get(..n) == Some(b"packet"), beside });
     }

@@ -3,7 +3,7 @@
 //!
 //! No process is in the private namespace; sockets alone keep it alive. When the engine is killed, they close, the
 //! namespace dies when the kernel finds the time, its end of the pair with it, and so the other end vanishes as a tap
-//! would. When it ends by itself, it removes the pair first, by a netlink socket of that namespace, so that nothing is
+//! would. When its owner ends it, it removes the pair first, by a netlink socket of that namespace, so that nothing is
 //! left when its owner is told. Frames may arrive out of order when their sender moves between processors, and what
 //! does not fit the socket's buffer is lost: the window stays small enough for neither to matter. Runs in the attaching
 //! child, and at the engine's end.
@@ -34,16 +34,20 @@ const BUFFER: i32 = 64 << 20;
 
 /// The pair's far end as the engine has it: a netlink socket in its namespace, by which it can be removed.
 static PAIR: AtomicI32 = AtomicI32::new(-1);
+/// A pidfd of the process that is served.
+static GUEST: AtomicI32 = AtomicI32::new(-1);
 
-/// What [`remove`] is to remove.
-pub fn remember(netlink: Fd) {
+/// What [`remove`] is to remove, unless this process has ended.
+pub fn remember(netlink: Fd, guest: Option<Fd>) {
     PAIR.store(netlink, Ordering::Relaxed);
+    GUEST.store(guest.unwrap_or(-1), Ordering::Relaxed);
 }
 
-/// Removes the pair. Without success, as of a namespace whose owner we are not, the kernel does it soon.
+/// Removes the pair, unless the guest has ended: then its namespace goes, most likely, and nobody is to wait for it.
+/// Without success, as of a namespace whose owner we are not, the kernel does it soon.
 pub fn remove() {
-    let netlink = PAIR.swap(-1, Ordering::Relaxed);
-    if netlink >= 0 {
+    let (netlink, guest) = (PAIR.swap(-1, Ordering::Relaxed), GUEST.load(Ordering::Relaxed));
+    if netlink >= 0 && (guest < 0 || !sys::readable(guest)) {
         let _ = Netlink::of(netlink).remove(PEER);
     }
 }
