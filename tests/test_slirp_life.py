@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = needs("unshare")
 
 #: How long the soak runs; R2D2_SOAK_SECONDS=86400 is a day.
-SOAK = int(os.environ.get("R2D2_SOAK_SECONDS", "3"))
+SOAK = int(os.environ.get("R2D2_SOAK_SECONDS", "1"))
 
 
 def in_a_fork(body: str, network: slirp.Network) -> int:
@@ -175,7 +175,7 @@ print(rounds)
         slirp.attach(guest, host_loopback=True, loss=0.002, device=device) as network,
         server(answer) as port,
     ):
-        first = code.replace("PORT", str(port)).replace("SECONDS", "1.5")
+        first = code.replace("PORT", str(port)).replace("SECONDS", "0.7")
         assert int(python(guest, first)) > 0
         before = memory()
         rest = code.replace("PORT", str(port)).replace("SECONDS", str(SOAK))
