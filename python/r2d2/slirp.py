@@ -18,11 +18,12 @@ the block ends the engine, and with it the interface, as Ctrl-C ends slirp4netns
 given for the name: for the time that the answer says, but a minute at least. So an address that nobody
 has asked for has no name, and under ``deny=["*"]`` it is not reached. An allowed name is the one that
 was asked for; a denied one also an alias that it leads to. If several names share an address, what is
-allowed first decides. Programs may write a name in any case, with or without the last dot; other
-alphabets are written as they are or in their ASCII form. The guest's DNS over TCP is refused where
-there are such rules, and whoever asks another resolver finds names that the rules do not know:
-``deny=["*:53", "*:853"]`` closes that way. What a connection says of its peer's name later (TLS, HTTP)
-is not looked at: of two names on one address, allowing one allows both.
+allowed first decides. Rules are asked when a connection begins; those that stand stay. Programs may
+write a name in any case, with or without the last dot; other alphabets are written as they are or in
+their ASCII form. The guest's DNS over TCP is refused where there are such rules, and whoever asks
+another resolver finds names that the rules do not know: ``deny=["*:53", "*:853"]`` closes that way.
+What a connection says of its peer's name later (TLS, HTTP) is not looked at: of two names on one
+address, allowing one allows both.
 """
 
 from __future__ import annotations
