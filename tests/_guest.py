@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import r2d2
@@ -153,3 +154,26 @@ def echo(connection: socket.socket) -> None:
     """Sends back what comes."""
     while data := connection.recv(65536):
         connection.sendall(data)
+
+
+#: The beginning of a program whose host is a namespace of its own: it has 192.0.2.1 to .9, and 2001:db8::9;
+#: everybody there may use ping sockets.
+ELSEWHERE = """
+import os, socket, subprocess, sys, threading, time
+from _guest import inside, namespace, python, serving
+from r2d2 import slirp
+for each in ("link set lo up", *(f"addr add 192.0.2.{n}/32 dev lo" for n in range(1, 10)),
+             "addr add 2001:db8::9/128 dev lo nodad"):
+    subprocess.run(["ip", *each.split()], check=True)
+open("/proc/sys/net/ipv4/ping_group_range", "w").write("0 0")
+"""
+
+
+def elsewhere(code: str) -> str:
+    """What an owner of networks prints whose host has addresses of its own that are nobody else's."""
+    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", ELSEWHERE + code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()

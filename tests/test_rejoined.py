@@ -56,6 +56,11 @@ def started_elsewhere(image: r2d2.Image, last: str = "") -> str:
     return done.stdout.strip()
 
 
+def kernel() -> tuple[int, ...]:
+    """Its version."""
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
+
 @pytest.mark.parametrize("last", ["", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["ends", "is killed"])
 def test_outlives_its_starter_and_ends_with_the_container(image: r2d2.Image, last: str) -> None:
     container = Detached.get(started_elsewhere(image, last))
@@ -128,6 +133,30 @@ def test_death_of_the_engine_is_seen(image: r2d2.Image) -> None:
         assert container.ports == ()
         with container.attach() as found:
             assert found.network is None
+
+
+@pytest.mark.parametrize("started", ["here", "elsewhere"])
+@pytest.mark.parametrize("end", ["engine", "container"])
+def test_events_of_a_network_that_was_found_again_end_with_the_true_reason(
+    image: r2d2.Image, started: str, end: str
+) -> None:
+    if started == "here":
+        container = Detached.start(None, image=image, network="slirp")
+    else:
+        container = Detached.get(started_elsewhere(image))
+    with container, container.attach() as found:
+        assert found.network is not None
+        with found.network.events() as events:
+            assert events.get(0) is None
+            if end == "engine":
+                os.kill(found.network.pid, signal.SIGKILL)
+            else:
+                container.kill(signal.SIGKILL)
+            told = list(events)[-1]
+            reason = "signal SIGKILL" if end == "engine" else "exit 0"
+            if started == "elsewhere" and kernel() < (6, 15):
+                reason = "unknown"
+            assert (told.kind, told.reason) == ("ended", reason)
 
 
 def test_killed_container_takes_its_engine_along(image: r2d2.Image) -> None:

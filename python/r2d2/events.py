@@ -39,7 +39,8 @@ class Event:
         remote: address and port outside, as known inside; of a port, where the host listens.
         reason: of ``refused`` how the guest sees it: ``network`` (``ENETUNREACH``), ``host`` or
             ``prohibited`` (``EHOSTUNREACH``), ``port`` (``ECONNREFUSED``). Of ``ended`` how:
-            ``signal SIGKILL``, or ``exit 0`` (closed, or the process that it served is gone).
+            ``signal SIGKILL``, or ``exit 0`` (closed, or the process that it served is gone); ``unknown``
+            only of a detached container's network, before Linux 6.15.
         sent: of ``closed`` how many bytes of payload left the guest.
         received: of ``closed`` how many came in.
         count: of ``missed`` how many.

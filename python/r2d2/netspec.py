@@ -22,6 +22,11 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 IFNAME = re.compile(r"[^\s/:]{1,15}")
 DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+#: Everybody, a network or a name; ports.
+RULE = re.compile(
+    r"(\*|\[[^\]]+\](?:/\d+)?|[0-9.]+(?:/\d+)?|[0-9a-fA-F:]+/\d+|[^\s/:\[\]]+)"
+    r"(?::(\d+)(?:-(\d+))?)?"
+)
 
 
 class Slirp(NamedTuple):
@@ -94,22 +99,26 @@ def host_dns() -> tuple[list[str], list[str]]:
 
 
 def checked_rule(verb: str, rule: str) -> str:
-    """``192.0.2.0/24``, ``192.0.2.1:443``, ``[2001:db8::]/32:80-90`` or ``*:25`` as the engine reads it."""
-    match = re.fullmatch(
-        r"(\*|\[[^\]]+\](?:/\d+)?|[0-9.]+(?:/\d+)?|[0-9a-fA-F:]+/\d+)(?::(\d+)(?:-(\d+))?)?", rule
-    )
+    """A rule as the engine reads it.
+
+    ``192.0.2.0/24``, ``192.0.2.1:443``, ``[2001:db8::]/32:80-90``, ``*:25``, ``example.org``,
+    ``*.example.org:443``. A name has a dot, if only at its end.
+    """
+    match = RULE.fullmatch(rule)
     if not match:
-        raise SpecError(f"{verb}: {rule!r} is not ADDRESS[/PREFIX][:PORT[-PORT]]")
-    network, first, last = match.groups()
-    if network != "*":
+        raise SpecError(f"{verb}: {rule!r} is not ADDRESS[/PREFIX][:PORT[-PORT]], nor NAME[:PORT[-PORT]]")
+    whom, first, last = match.groups()
+    if whom != "*":
         try:
-            network = str(ipaddress.ip_network(network.replace("[", "").replace("]", "")))
+            whom = str(ipaddress.ip_network(whom.replace("[", "").replace("]", "")))
         except ValueError as error:
-            raise SpecError(f"{verb}: {rule!r}: {error}") from None
+            if re.fullmatch(r"[0-9.]+|.*[/:].*", whom):
+                raise SpecError(f"{verb}: {rule!r}: {error}") from None
+            whom = _pattern(verb, whom, dotted=True)
     low, high = int(first or 0), int(last or first or 65535)
     if not low <= high <= 65535:
         raise SpecError(f"{verb}: {rule!r} has no such ports")
-    return f"{verb} {network} {low}-{high}"
+    return f"{verb} {whom} {low}-{high}"
 
 
 def plan(cidr: str) -> tuple[ipaddress.IPv4Network, list[Address], Address]:
@@ -127,9 +136,23 @@ def plan(cidr: str) -> tuple[ipaddress.IPv4Network, list[Address], Address]:
 
 
 def _domain(argument: str, name: str) -> str:
-    if not DOMAIN.fullmatch(name):
+    """A name as it is asked for: other alphabets in their ASCII form (RFC 3490)."""
+    try:
+        ascii_name = name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError as error:
+        raise SpecError(f"{argument}: {name!r} is not a name: {error}") from None
+    if not DOMAIN.fullmatch(ascii_name) or len(ascii_name) > 254:
         raise SpecError(f"{argument}: {name!r} is not a name")
-    return name.rstrip(".")
+    return ascii_name.rstrip(".")
+
+
+def _pattern(argument: str, name: str, *, dotted: bool = False) -> str:
+    """A name, or all names below one: ``*.example.org``. ``dotted``: with a dot, lest it be a slip."""
+    below = name.startswith("*.")
+    domain = _domain(argument, name[2 * below :])
+    if (dotted and "." not in name) or domain.rpartition(".")[2].isdigit():
+        raise SpecError(f"{argument}: {name!r} is neither an address nor a name with a dot")
+    return "*." * below + domain
 
 
 def _names(names: Mapping[str, str | Sequence[str]]) -> list[str]:
@@ -198,7 +221,7 @@ def describe(options: Slirp) -> str:
             *(f"resolver {r}" for r in resolvers),
             *(f"search {domain}" for domain in search_domains(options, search)),
             *_names(options.names or {}),
-            *(f"deny-name {_domain('deny_names', d)}" for d in options.deny_names),
+            *(f"deny-name {d if d == '*' else _pattern('deny_names', d)}" for d in options.deny_names),
             *(checked_rule("allow", rule) for rule in options.allow),
             *(checked_rule("deny", rule) for rule in options.deny),
         )

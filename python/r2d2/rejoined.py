@@ -2,17 +2,20 @@
 
 The engine listens on ``network`` in the container's directory (see `r2d2.detached`), as its PID 1 does on
 ``control``. It is started like any other and ends with us until the container is kept; then it ends with the
-container's PID 1, and with it the interface and the ports.
+container's PID 1, and with it the interface and the ports. How it ended the kernel tells others than its
+parent since Linux 6.15 (``PIDFD_GET_INFO``), if they have opened a descriptor of it in time.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -37,6 +40,9 @@ __all__ = ["Rejoined"]
 _MAX = 64 << 10
 #: How long an answer may take, in seconds: the engine never blocks.
 _PATIENCE = 10.0
+#: From linux/pidfd.h: the request, for the first version of the structure, and what is asked for.
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 8
 
 
 def check(container: Container) -> None:
@@ -72,8 +78,18 @@ class _Asked:
         self._control = control
         self._name = name
         self._lock = threading.Lock()
+        self._pidfd = -1
         pid, self.device = self.request("about").split(maxsplit=1)
         self.pid = int(pid)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise _failure("", name) from None
+        try:
+            self.request("about")  # it still answers, so the descriptor is of no later process
+        except BaseException:
+            os.close(self._pidfd)
+            raise
 
     def request(self, text: str, fds: Sequence[int] = ()) -> str:
         """Sends one request; what follows ``ok`` in the answer.
@@ -103,13 +119,30 @@ class _Asked:
         return self._control.fileno()
 
     def outcome(self) -> int | None:
-        """How it ended is known to its parent only."""
-        return None
+        """How it ended: an exit code, or a signal's number negated; None if it has not, or nobody tells."""
+        with self._lock:
+            if self._pidfd < 0:
+                return None
+            with suppress(ChildProcessError):  # it is ours, and we have not asked yet
+                found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is not None:
+                    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            info = bytearray(64)
+            struct.pack_into("=Q", info, 0, _PIDFD_INFO_EXIT)
+            try:
+                fcntl.ioctl(self._pidfd, _PIDFD_GET_INFO, info)
+            except OSError:
+                return None
+            (mask,), (status,) = struct.unpack_from("=Q", info), struct.unpack_from("=i", info, 60)
+            return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
 
     def close(self) -> None:
         """Ends the connection."""
         with self._lock:
             self._control.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
 
 
 def _failure(answer: str, name: str) -> R2d2Error:

@@ -1,9 +1,10 @@
-//! What a network is told when it is made: addresses, names, limits, and who may be reached.
+//! What a network is told when it is made: addresses, names, limits, and who may be reached (`policy`).
 //!
 //! The addresses are fixed and private and never derived from the host's, so that a laptop that changes networks,
 //! or a host without any route, changes nothing inside. [`Config::judge`] is the one place where a destination
 //! named by the guest becomes a destination of the host, or a refusal that the guest's application sees at once.
 
+use super::policy::{Domain, Learnt, Opinion, Rule};
 use super::time::{SEC, Time};
 use super::wire::ethernet::Mac;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -45,24 +46,6 @@ pub enum Loopback {
     Allow,
     /// Those on these ports.
     Ports(Vec<RangeInclusive<u16>>),
-}
-
-/// A rule about what may be reached; the first that matches decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// Allow or deny.
-    pub allow: bool,
-    /// The network; `None` for everything.
-    pub network: Option<(IpAddr, u8)>,
-    /// The ports.
-    pub ports: RangeInclusive<u16>,
-}
-
-impl Rule {
-    /// True if the rule speaks about this destination.
-    fn matches(&self, to: IpAddr, port: u16) -> bool {
-        self.ports.contains(&port) && self.network.is_none_or(|(net, len)| in_network(to, net, len))
-    }
 }
 
 /// Bounds on what a guest can make us hold.
@@ -118,8 +101,8 @@ pub struct Config {
     pub names: Vec<(String, Vec<IpAddr>)>,
     /// The same for one asker only; lower case.
     pub views: Vec<(IpAddr, String, Vec<IpAddr>)>,
-    /// Names that are not resolved: each with everything below it; lower case.
-    pub denied_names: Vec<String>,
+    /// Names that are not resolved.
+    pub denied_names: Vec<Domain>,
     /// Who may be reached.
     pub rules: Vec<Rule>,
     /// There is no way out: nobody but ourselves is reached, clients of forwards appear as the gateway, and names
@@ -174,6 +157,8 @@ pub enum Refusal {
     Host,
     /// EHOSTUNREACH or EACCES: administratively prohibited.
     Prohibited,
+    /// ENETUNREACH: not among those that may be reached. Datagrams to `IPv6`: EACCES, which alone is told at once.
+    Unlisted,
     /// Nothing: the guest's own timers must run out.
     Silent,
 }
@@ -183,7 +168,7 @@ impl Refusal {
     pub fn name(self) -> &'static str {
         match self {
             Self::Port => "port",
-            Self::Net => "network",
+            Self::Net | Self::Unlisted => "network",
             Self::Host => "host",
             Self::Prohibited => "prohibited",
             Self::Silent => "silent",
@@ -203,8 +188,8 @@ pub enum Verdict {
 }
 
 impl Config {
-    /// Where a packet for `to`:`port` goes.
-    pub fn judge(&self, to: IpAddr, port: u16) -> Verdict {
+    /// Where a packet for `to`:`port` goes `now`, by what was `learnt` of names.
+    pub fn judge(&self, learnt: &Learnt, now: Time, to: IpAddr, port: u16) -> Verdict {
         let (gateway, dns) = match to {
             IpAddr::V4(to) => (to == self.v4.gateway, to == self.v4.dns),
             IpAddr::V6(to) => self.v6.as_ref().map_or((false, false), |v6| (to == v6.gateway, to == v6.dns)),
@@ -232,9 +217,10 @@ impl Config {
         if self.is_local(to) {
             return Verdict::Refuse(Refusal::Host);
         }
-        match self.rules.iter().find(|rule| rule.matches(to, port)) {
-            Some(rule) if !rule.allow => Verdict::Refuse(Refusal::Prohibited),
-            _ => Verdict::To(SocketAddr::new(to, port)),
+        match self.opinion(learnt, now, to, port) {
+            Opinion::Allowed => Verdict::To(SocketAddr::new(to, port)),
+            Opinion::Denied => Verdict::Refuse(Refusal::Prohibited),
+            Opinion::Unlisted => Verdict::Refuse(Refusal::Unlisted),
         }
     }
 
@@ -334,9 +320,10 @@ fn routable(to: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slirp::policy::Whom;
 
     fn judge(config: &Config, to: &str, port: u16) -> Verdict {
-        config.judge(to.parse().unwrap(), port)
+        config.judge(&Learnt::default(), 0, to.parse().unwrap(), port)
     }
 
     #[test]
@@ -394,8 +381,8 @@ mod tests {
     #[test]
     fn first_matching_rule_decides() {
         let rule =
-            |allow, net: &str, len, ports| Rule { allow, network: Some((net.parse().unwrap(), len)), ports };
-        let everything = Rule { allow: false, network: None, ports: 0..=65535 };
+            |allow, net: &str, len, ports| Rule { allow, whom: Whom::Net(net.parse().unwrap(), len), ports };
+        let everything = Rule { allow: false, whom: Whom::All, ports: 0..=65535 };
         let config = Config {
             rules: vec![
                 rule(true, "192.0.2.0", 24, 443..=443),
@@ -405,7 +392,7 @@ mod tests {
             ..Config::default()
         };
         assert!(matches!(judge(&config, "192.0.2.9", 443), Verdict::To(_)));
-        assert_eq!(judge(&config, "192.0.2.9", 80), Verdict::Refuse(Refusal::Prohibited));
+        assert_eq!(judge(&config, "192.0.2.9", 80), Verdict::Refuse(Refusal::Unlisted));
         assert!(matches!(judge(&config, "2001:db8::1", 80), Verdict::To(_)));
         assert_eq!(judge(&config, "10.0.2.3", 53), Verdict::Dns);
         assert_eq!(judge(&config, "10.0.2.3", 80), Verdict::Refuse(Refusal::Port));

@@ -4,10 +4,11 @@
 //! There is one buffer for what is sent. Payload starts at [`HEADROOM`]; headers are written in front of it from
 //! the inside out, so that a frame is contiguous and leaves by one `write`, whatever its headers.
 
-use super::config::{Config, Refusal};
+use super::config::{Config, Refusal, Verdict};
 use super::device::Device;
 use super::flow::{Id, Key};
 use super::host::Host;
+use super::policy::Learnt;
 use super::stats::Stats;
 use super::time::Time;
 use super::wire::ethernet::{self, Ethernet, Mac};
@@ -38,6 +39,8 @@ pub struct Core<H, D> {
     pub host: H,
     /// The guest's interface.
     pub device: D,
+    /// What names stand for, as far as it matters.
+    pub learnt: Learnt,
     /// The counters.
     pub stats: Stats,
     /// Flows that have something to do when the batch of frames ends.
@@ -67,6 +70,7 @@ impl<H: Host, D: Device> Core<H, D> {
             config,
             host,
             device,
+            learnt: Learnt::default(),
             stats: Stats::default(),
             dirty: Vec::new(),
             buffered: 0,
@@ -88,6 +92,11 @@ impl<H: Host, D: Device> Core<H, D> {
             Some(_) => self.untold += 1,
             None => {}
         }
+    }
+
+    /// Where a packet for `to`:`port` goes.
+    pub fn judge(&self, to: IpAddr, port: u16) -> Verdict {
+        self.config.judge(&self.learnt, self.now, to, port)
     }
 
     /// An initial sequence number: a keyed hash of the four-tuple plus a clock of 4 µs (RFC 6528).
@@ -251,8 +260,11 @@ impl<H: Host, D: Device> Core<H, D> {
             (Refusal::Net, true) => (icmpv4::UNREACHABLE, icmpv4::NET),
             (Refusal::Host, true) => (icmpv4::UNREACHABLE, icmpv4::HOST),
             (Refusal::Prohibited, true) => (icmpv4::UNREACHABLE, icmpv4::PROHIBITED),
+            // Hard errors, which a connected datagram socket is told too (RFC 1122 section 4.1.3.3).
+            (Refusal::Unlisted, true) => (icmpv4::UNREACHABLE, icmpv4::NET_PROHIBITED),
+            (Refusal::Unlisted, false) if ip.proto != ip::TCP => (icmpv6::UNREACHABLE, icmpv6::PROHIBITED),
             (Refusal::Port, false) => (icmpv6::UNREACHABLE, icmpv6::PORT),
-            (Refusal::Net, false) => (icmpv6::UNREACHABLE, icmpv6::NO_ROUTE),
+            (Refusal::Net | Refusal::Unlisted, false) => (icmpv6::UNREACHABLE, icmpv6::NO_ROUTE),
             (Refusal::Host, false) => (icmpv6::UNREACHABLE, icmpv6::ADDRESS),
             (Refusal::Prohibited, false) => (icmpv6::UNREACHABLE, icmpv6::PROHIBITED),
         };

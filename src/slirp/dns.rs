@@ -3,13 +3,17 @@
 //! A query goes to the resolver that answered last. If it has not answered within a second, or refuses, the query
 //! goes to the next, and so on twice around; then the guest is told SERVFAIL, so that nobody hangs. The list of
 //! resolvers is given from outside and may change at any time; the engine opens no files.
+//!
+//! Where the rules (`policy`) judge by name, answers are read: what a name stands for is remembered before the guest
+//! learns it, and an answer that leads to a denied name is not passed on. A query or an answer that cannot be read is
+//! not relayed then, for the guest's own resolver might understand it.
 
 use super::core::Core;
 use super::device::Device;
 use super::flow::Key;
 use super::host::{Datagram, Host, Sock};
 use super::time::{NEVER, SEC, Time};
-use super::wire::dns::{self, Query};
+use super::wire::dns::{self, Answer, Query};
 use std::net::IpAddr;
 
 /// How many queries of one guest port may wait at once.
@@ -47,10 +51,7 @@ pub struct Relay {
 pub fn local<H: Host, D: Device>(core: &Core<H, D>, asker: IpAddr, message: &[u8]) -> Option<Vec<u8>> {
     let query = Query::parse(message)?;
     let config = &core.config;
-    let below = |domain: &String| {
-        query.name.strip_suffix(domain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    if config.denied_names.iter().any(below) {
+    if config.denies_name(&query.name) {
         return Some(query.answer(dns::REFUSED, &[], 0));
     }
     if let Some((_, addresses)) = config.names.iter().find(|(name, _)| *name == query.name) {
@@ -59,6 +60,9 @@ pub fn local<H: Host, D: Device>(core: &Core<H, D>, asker: IpAddr, message: &[u8
     let own = config.views.iter().find(|(who, name, _)| *who == asker && *name == query.name);
     if let Some((.., addresses)) = own {
         return Some(query.answer(dns::NO_ERROR, addresses, TTL));
+    }
+    if config.omits_name(&query.name) {
+        return Some(query.answer(dns::REFUSED, &[], 0));
     }
     let unknown = if config.closed { dns::NO_NAME } else { dns::SERVER_FAILURE };
     (config.closed || config.resolvers.is_empty()).then(|| query.answer(unknown, &[], 0))
@@ -76,6 +80,10 @@ impl Relay {
             core.stats.malformed += 1;
             return;
         };
+        if core.config.judges_names() && Query::parse(message).is_none() {
+            core.stats.malformed += 1;
+            return;
+        }
         // A query that is repeated starts over.
         self.waiting.retain(|w| w.id != id);
         if self.waiting.len() >= WAITING {
@@ -150,10 +158,20 @@ impl Relay {
     fn answer<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, index: usize, len: usize) {
         let id = core.payload(len).1.first_chunk::<2>().map(|b| u16::from_be_bytes(*b));
         let Some(at) = self.waiting.iter().position(|w| Some(w.id) == id) else { return };
+        let judged = core.config.judges_names();
+        let reading = if judged { read(core, self.waiting.get(at), len) } else { Reading::Passed };
+        if matches!(reading, Reading::Ignored) {
+            return;
+        }
         self.waiting.swap_remove(at);
         core.resolver = index;
-        self.received += len as u64;
-        core.send_udp(key, len, 65535);
+        if let Reading::Instead(answer) = reading {
+            self.received += answer.len() as u64;
+            core.send_datagram(key, &answer);
+        } else {
+            self.received += len as u64;
+            core.send_udp(key, len, 65535);
+        }
     }
 
     /// A resolver's port is closed: its queries move on at once.
@@ -190,6 +208,33 @@ impl Relay {
         for sock in self.socks.drain(..).flatten() {
             core.host.close(sock, false);
         }
+    }
+}
+
+/// What becomes of an answer that was read.
+enum Reading {
+    /// It goes on.
+    Passed,
+    /// The guest is told this instead.
+    Instead(Vec<u8>),
+    /// It answers something else.
+    Ignored,
+}
+
+/// Reads the answer in the core's buffer, and remembers what it says.
+fn read<H: Host, D: Device>(core: &mut Core<H, D>, query: Option<&Waiting>, len: usize) -> Reading {
+    let Some(query) = query.and_then(|w| Query::parse(&w.message)) else { return Reading::Ignored };
+    let Some(answer) = Answer::parse(core.payload(len).1) else {
+        core.stats.malformed += 1;
+        return Reading::Instead(query.answer(dns::SERVER_FAILURE, &[], 0));
+    };
+    if (&answer.name, answer.kind) != (&query.name, query.kind) {
+        return Reading::Ignored;
+    }
+    if core.config.learn(&mut core.learnt, core.now, &answer) {
+        Reading::Passed
+    } else {
+        Reading::Instead(query.answer(dns::REFUSED, &[], 0))
     }
 }
 

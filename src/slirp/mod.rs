@@ -5,7 +5,7 @@
 //! | wire | `wire/` | reads and writes headers; no state |
 //! | device | `device/` | where frames come from and go to: memory, trace, fault |
 //! | host | `host` | the world's sockets, real or simulated |
-//! | flows | `flow`, `core` | the table of flows; what all protocols share |
+//! | flows | `flow`, `core`, `policy` | the table of flows; what all protocols share; who may be reached |
 //! | protocols | `tcp/`, `udp`, `icmp`, `neighbor`, `dhcp`, `dns`, `fragment`, `forward` | one each |
 //! | engine | `engine`, `packet` | frames, events and time in; the right protocol called |
 //! | networks | `fabric`, `switch`, `link`, `segment`, `capture` | many namespaces joined: who gets a frame, and in which state; what is written down of it |
@@ -41,6 +41,7 @@ pub mod link;
 pub mod neighbor;
 mod packet;
 pub mod pcapng;
+pub mod policy;
 pub mod segment;
 pub mod stats;
 pub mod switch;

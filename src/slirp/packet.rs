@@ -176,8 +176,12 @@ impl<H: Host, D: Device> Engine<H, D> {
     /// A connection that the guest opens.
     fn open_tcp(&mut self, key: Key, syn: &Tcp) {
         let remote = key.remote();
-        let (to, resolver) = match self.core.config.judge(remote.ip(), remote.port()) {
+        let (to, resolver) = match self.core.judge(remote.ip(), remote.port()) {
             Verdict::To(to) => (to, false),
+            // What is said over TCP is not read: where names are judged, who needs an answer asks by datagram.
+            Verdict::Dns if self.core.config.judges_names() => {
+                return tcp::refuse(&mut self.core, &key, syn, Refusal::Port);
+            }
             Verdict::Dns => match self.core.config.resolvers.get(self.core.resolver).or(self
                 .core
                 .config
@@ -261,7 +265,7 @@ impl<H: Host, D: Device> Engine<H, D> {
     fn open_udp(&mut self, key: Key) -> Result<Id, Refusal> {
         let remote = key.remote();
         self.make_room();
-        let assoc = match self.core.config.judge(remote.ip(), remote.port()) {
+        let assoc = match self.core.judge(remote.ip(), remote.port()) {
             Verdict::Refuse(why) => {
                 self.refused(&key, why);
                 return Err(why);
@@ -331,7 +335,7 @@ impl<H: Host, D: Device> Engine<H, D> {
         let id = if let Some(id) = self.flows.find(&key) {
             id
         } else {
-            let to = match self.core.config.judge(ip.dst, 0) {
+            let to = match self.core.judge(ip.dst, 0) {
                 Verdict::To(to) => to.ip(),
                 Verdict::Refuse(why) => {
                     self.refused(&key, why);

@@ -20,16 +20,30 @@ pub struct Interface {
     pub fd: Fd,
     /// It is a packet socket, no tap.
     pub packet: bool,
+    /// Of a packet socket the netlink socket beside it.
+    beside: Option<Fd>,
+}
+
+impl Interface {
+    /// A link that somebody else made.
+    pub fn given(fd: Fd) -> Self {
+        Self { fd, packet: false, beside: None }
+    }
 }
 
 /// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor.
 pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
     let (kind, fds) = elsewhere(|| {
         let made = inside(setup)?;
-        Ok((if made.packet { "packet" } else { "tap" }, vec![made.fd]))
+        let word = if made.packet { "packet" } else { "tap" };
+        Ok((word, [Some(made.fd), made.beside].into_iter().flatten().collect()))
     })?;
     let fd = fds.first().copied().ok_or_else(|| Failure::new("attach", "exit", sys::EINVAL))?;
-    Ok(Interface { fd, packet: kind == "packet" })
+    let beside = fds.get(1).copied();
+    if let Some(netlink) = beside {
+        packet::remember(netlink, setup.watch);
+    }
+    Ok(Interface { fd, packet: kind == "packet", beside })
 }
 
 /// Does something in a forked child, which may leave our namespaces: a word and the descriptors that come of it.
@@ -69,13 +83,15 @@ pub fn elsewhere(
 /// In the child: joins, makes, configures.
 pub fn inside(setup: &Setup) -> Result<Interface, Failure> {
     join(&setup.namespaces)?;
-    let pair =
-        || packet::create(&setup.ifname, setup.config.mtu.into()).map(|fd| Interface { fd, packet: true });
+    let pair = || {
+        let (fd, netlink) = packet::create(&setup.ifname, setup.config.mtu.into())?;
+        Ok(Interface { fd, packet: true, beside: Some(netlink) })
+    };
     let made = if setup.device == Kind::Packet {
         pair()?
     } else {
         match tap::create(&setup.ifname) {
-            Ok(fd) => Interface { fd, packet: false },
+            Ok(fd) => Interface::given(fd),
             // Not there, or not for us: there is another way.
             Err(("open /dev/net/tun", errno)) if setup.device == Kind::Any => {
                 pair().map_err(|failure| {

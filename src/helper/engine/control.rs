@@ -40,8 +40,9 @@
 //!
 //! A failure is `error`, step, system call and errno, separated by tabs.
 
-use crate::slirp::config::{Config, Loopback, Rule, V4, V6};
+use crate::slirp::config::{Config, Loopback, V4, V6};
 use crate::slirp::device::Faults;
+use crate::slirp::policy::{Domain, Rule, Whom};
 use crate::slirp::wire::ethernet::Mac;
 use crate::sys::{self, Fd};
 use std::net::{IpAddr, SocketAddr};
@@ -341,7 +342,7 @@ impl Setup {
             "resolver" => config.resolvers.push(words.next()?),
             "search" => config.search.push(words.next()?),
             "name" => config.names.push(name(words.0)?),
-            "deny-name" => config.denied_names.push(words.next::<String>()?.to_ascii_lowercase()),
+            "deny-name" => config.denied_names.push(Domain::whole(words.0.next()?)),
             "allow" => config.rules.push(rule(true, words)?),
             "deny" => config.rules.push(rule(false, words)?),
             _ => return None,
@@ -350,16 +351,16 @@ impl Setup {
     }
 }
 
-/// `allow 192.0.2.0/24 80-90`; `*` stands for every address.
+/// `allow 192.0.2.0/24 80-90`; `*` stands for every address, `*.example.org` for those of names below that.
 fn rule(allow: bool, mut words: Words<'_>) -> Option<Rule> {
-    let network = match words.0.next()? {
-        "*" => None,
-        cidr => {
-            let (address, len) = cidr.split_once('/')?;
-            Some((address.parse().ok()?, len.parse().ok()?))
-        }
+    let whom = match words.0.next()? {
+        "*" => Whom::All,
+        word => match word.split_once('/') {
+            Some((address, len)) => Whom::Net(address.parse().ok()?, len.parse().ok()?),
+            None => Whom::Names(Domain::of(word)),
+        },
     };
-    Some(Rule { allow, network, ports: words.0.next().map_or(Some(0..=65535), ports)? })
+    Some(Rule { allow, whom, ports: words.0.next().map_or(Some(0..=65535), ports)? })
 }
 
 /// `db 10.0.2.9 fd00::9`.

@@ -55,5 +55,6 @@ fn main() {
             1
         }
     };
+    packet::remove();
     sys::exit(code);
 }

@@ -9,6 +9,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_REPLACE: u16 = 0x100;
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const IFLA_ADDRESS: u16 = 1;
@@ -75,6 +76,16 @@ impl Netlink {
         sys::socket(16, 3, 0).map(Self)
     }
 
+    /// A socket that was opened before.
+    pub fn of(fd: Fd) -> Self {
+        Self(fd)
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> Fd {
+        self.0
+    }
+
     /// Sends a request and reads its acknowledgement.
     fn ask(&self, request: Request) -> Result<(), i32> {
         let mut bytes = request.0;
@@ -108,6 +119,12 @@ impl Netlink {
             .attribute(IFLA_IFNAME, &[near.as_bytes(), b"\0"].concat())
             .attribute(IFLA_LINKINFO, &info.0);
         self.ask(request)
+    }
+
+    /// Removes an interface, and waits until it is gone.
+    pub fn remove(&self, name: &str) -> Result<(), i32> {
+        let name = [name.as_bytes(), b"\0"].concat();
+        self.ask(Request::new(RTM_DELLINK, 0, &[0; 16]).attribute(IFLA_IFNAME, &name))
     }
 
     /// Sets hardware address and MTU if given, and brings the interface up.

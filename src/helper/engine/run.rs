@@ -56,7 +56,7 @@ pub fn serve() -> Result<(), Failure> {
     let made = match handed {
         Some((_, fd)) => {
             sys::nonblocking(fd);
-            attach::Interface { fd, packet: false }
+            attach::Interface::given(fd)
         }
         None => attach::attach(&setup)?,
     };

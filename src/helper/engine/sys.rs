@@ -335,9 +335,18 @@ pub fn option(fd: Fd, level: i32, option: i32) -> Result<i32, i32> {
 
 /// True if `fd` can be written, or has failed, right now.
 pub fn writable(fd: Fd) -> bool {
+    polled(fd, 4) // POLLOUT
+}
+
+/// True if `fd` can be read, or has failed, right now.
+pub fn readable(fd: Fd) -> bool {
+    polled(fd, 1) // POLLIN
+}
+
+fn polled(fd: Fd, events: i16) -> bool {
     let mut entry = [0u8; 8];
     entry[..4].copy_from_slice(&fd.to_ne_bytes());
-    entry[4..6].copy_from_slice(&4i16.to_ne_bytes());
+    entry[4..6].copy_from_slice(&events.to_ne_bytes());
     pointed(nr::POLL, [entry.as_mut_ptr() as usize, 1, 0]) == Ok(1)
 }
 

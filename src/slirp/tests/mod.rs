@@ -12,6 +12,7 @@
 //! | 27–30 | echo, neighbour discovery, DHCP, ARP | `packets`, `services` |
 
 mod fuzz;
+mod names;
 mod noise;
 mod packets;
 mod peer;

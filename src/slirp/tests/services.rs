@@ -4,6 +4,7 @@ use super::*;
 use crate::slirp::forward::Forward;
 use crate::slirp::host::Fault;
 use crate::slirp::host::simulated::Outcome;
+use crate::slirp::policy::Domain;
 use crate::slirp::wire::dhcp::tests::request;
 use crate::slirp::wire::dns::{self, tests::query};
 use std::io::ErrorKind;
@@ -208,7 +209,6 @@ fn with_resolvers() -> Net {
     Net::with(Config {
         resolvers: vec!["198.51.100.1:53".parse().unwrap(), "198.51.100.2:53".parse().unwrap()],
         names: vec![("db".into(), vec!["10.0.2.7".parse().unwrap()])],
-        denied_names: vec!["ads.example".into()],
         ..Config::default()
     })
 }
@@ -281,6 +281,7 @@ fn no_resolver_answers_is_servfail_not_a_hang() {
 #[test]
 fn static_and_denied_names_are_answered_here() {
     let mut net = with_resolvers();
+    net.engine.core.config.denied_names = vec![Domain::whole("ads.example")];
     net.datagram_to(dns_server(), 777, &query("DB", dns::A));
     let (_, data) = net.recv().unwrap().udp();
     assert_eq!(&data[data.len() - 4..], &[10, 0, 2, 7]);

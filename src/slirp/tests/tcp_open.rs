@@ -1,9 +1,10 @@
 //! Opening connections: RFC 9293 §3.10.7, RFC 6528, RFC 5961 and what the application must see.
 
 use super::*;
-use crate::slirp::config::{Loopback, Rule};
+use crate::slirp::config::Loopback;
 use crate::slirp::forward::Forward;
 use crate::slirp::host::simulated::Outcome;
+use crate::slirp::policy::{Rule, Whom};
 use crate::slirp::wire::tcp::{FIN, PSH, RST};
 use std::io::ErrorKind;
 
@@ -295,7 +296,7 @@ fn host_loopback_is_refused_at_once_with_net_unreachable() {
 
 #[test]
 fn denied_destination_is_told_at_once() {
-    let rule = Rule { allow: false, network: Some((server().ip(), 32)), ports: 80..=80 };
+    let rule = Rule { allow: false, whom: Whom::Net(server().ip(), 32), ports: 80..=80 };
     let mut net = Net::with(Config { rules: vec![rule], ..Config::default() });
     net.segment_to(server(), syn(), b"");
     assert_eq!(net.recv().unwrap().icmp().1, 13);

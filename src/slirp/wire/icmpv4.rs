@@ -22,6 +22,8 @@ pub const PORT: u8 = 3;
 pub const FRAGMENTATION_NEEDED: u8 = 4;
 /// Code of [`UNREACHABLE`]: administratively prohibited.
 pub const PROHIBITED: u8 = 13;
+/// Code: the network is administratively prohibited.
+pub const NET_PROHIBITED: u8 = 9;
 
 /// A message: type, code, the four bytes that depend on them, and the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
