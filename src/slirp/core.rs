@@ -7,7 +7,7 @@
 use super::config::{Config, Refusal};
 use super::device::Device;
 use super::flow::{Id, Key};
-use super::host::Host;
+use super::host::{Host, Inbox};
 use super::stats::Stats;
 use super::time::Time;
 use super::wire::ethernet::{self, Ethernet, Mac};
@@ -52,6 +52,8 @@ pub struct Core<H, D> {
     pub events: Option<Vec<String>>,
     /// Events that were not kept because there were too many.
     pub untold: u64,
+    /// Where datagrams are received.
+    pub inbox: Inbox,
     /// Identification of the last packet that was cut.
     ident: u32,
     tx: Vec<u8>,
@@ -74,6 +76,7 @@ impl<H: Host, D: Device> Core<H, D> {
             challenged: (0, 0),
             events: None,
             untold: 0,
+            inbox: Inbox::default(),
             ident: 0,
             tx: vec![0; HEADROOM + 65536],
             secret: RandomState::new(),

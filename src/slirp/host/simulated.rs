@@ -3,7 +3,7 @@
 //! What the real host would do by itself (a peer accepts, sends, closes, stops reading) is done here by calling
 //! a method; what epoll would report comes out of [`Simulated::event`].
 
-use super::{Datagram, Fault, Host, Peek, Ready, Sock};
+use super::{Datagram, Fault, Host, Inbox, Parcel, Peek, Ready, Sock};
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -36,6 +36,8 @@ pub struct Socket {
     pub closed: Option<bool>,
     /// Datagrams that the engine sent, with their time to live.
     pub datagrams: Vec<(Vec<u8>, u8)>,
+    /// By how many calls.
+    pub sends: usize,
     /// The engine asked for keepalive.
     pub keepalive: bool,
     token: Option<u64>,
@@ -236,7 +238,20 @@ impl Host for Simulated {
         }
     }
 
-    fn send_datagrams(&mut self, sock: Sock, data: &[u8], segment: usize, ttl: u8) -> Result<(), ErrorKind> {
+    fn adopt(&mut self, _: Sock) {}
+
+    fn send_datagrams(
+        &mut self,
+        sock: Sock,
+        to: Option<SocketAddr>,
+        data: &[u8],
+        segment: usize,
+        ttl: u8,
+    ) -> Result<(), ErrorKind> {
+        self.at(sock).sends += 1;
+        if to.is_some() {
+            self.at(sock).to = to;
+        }
         let datagrams = &mut self.at(sock).datagrams;
         if data.is_empty() {
             datagrams.push((Vec::new(), ttl));
@@ -251,15 +266,14 @@ impl Host for Simulated {
         Ok(Some((data.len(), segment)))
     }
 
-    fn recv_from(&mut self, sock: Sock, into: &mut [u8]) -> Result<Option<(usize, SocketAddr)>, ErrorKind> {
-        let Some((data, _, Some(from))) = self.at(sock).inbox.pop_front() else { return Ok(None) };
-        into[..data.len()].copy_from_slice(&data);
-        Ok(Some((data.len(), from)))
-    }
-
-    fn send_to(&mut self, sock: Sock, data: &[u8], to: SocketAddr) -> Result<(), ErrorKind> {
-        self.at(sock).to = Some(to);
-        self.at(sock).datagrams.push((data.to_vec(), 0));
+    fn receive(&mut self, sock: Sock, inbox: &mut Inbox) -> Result<(), ErrorKind> {
+        inbox.bytes.clear();
+        inbox.parcels.clear();
+        while inbox.parcels.len() < Inbox::PARCELS {
+            let Some((data, segment, from)) = self.at(sock).inbox.pop_front() else { break };
+            inbox.parcels.push(Parcel { start: inbox.bytes.len(), len: data.len(), segment, from });
+            inbox.bytes.extend_from_slice(&data);
+        }
         Ok(())
     }
 
