@@ -63,9 +63,7 @@ impl<H: Host, D: Device> Engine<H, D> {
         if let Some(place) = self.forwards.get_mut(index) {
             *place = Some(forward);
         }
-        if !forward.tcp {
-            self.core.host.adopt(forward.listener);
-        }
+        self.core.host.adopt(forward.listener, forward.tcp);
         self.core.host.watch(forward.listener, MARK | index as u64);
         index
     }

@@ -128,8 +128,8 @@ pub trait Host {
     /// Opens a datagram socket that talks to `to` only.
     fn open(&mut self, kind: Datagram, to: SocketAddr) -> Result<Sock, ErrorKind>;
 
-    /// Takes over a bound datagram socket that somebody else has made.
-    fn adopt(&mut self, sock: Sock);
+    /// Takes over a listening socket of TCP, or a bound one of UDP, that somebody else has made.
+    fn adopt(&mut self, sock: Sock, tcp: bool);
 
     /// Sends datagrams: `data` cut into pieces of `segment` bytes, the last may be shorter; to `to` on an unconnected
     /// socket. A time to live of zero is the one that the socket has.

@@ -193,7 +193,8 @@ impl Host for Sockets {
             return self.peek_wasting(sock, offset, into);
         }
         let Some(known) = self.known.get_mut(sock as usize) else { return Ok(Peek::Blocked) };
-        if known.peek != offset as i32 {
+        // Who never asked for an offset looks at the beginning; many a short connection needs no more.
+        if known.peek != offset as i32 && (unix || (known.peek, offset) != (UNSET, 0)) {
             sys::set_option(sock, SOL_SOCKET, SO_PEEK_OFF, offset as i32).map_err(kind)?;
             known.peek = offset as i32;
         }
@@ -204,7 +205,9 @@ impl Host for Sockets {
                 Ok(0) if got == 0 => return Ok(Peek::End),
                 Ok(0) | Err(_) if got > 0 => return Ok(Peek::Data(got)),
                 Ok(n) => {
-                    known.peek += n as i32;
+                    if known.peek != UNSET {
+                        known.peek += n as i32;
+                    }
                     got += n;
                     // A stream of TCP gives all that it has. A Unix socket stops where descriptors were passed, and a
                     // short look must mean that there is no more.
@@ -273,8 +276,6 @@ impl Host for Sockets {
                     if let Some(known) = self.known.get_mut(sock as usize) {
                         known.unix = true;
                     }
-                } else {
-                    let _ = sys::set_option(sock, SOL_TCP, TCP_NODELAY, 1);
                 }
                 Ok(Some((sock, client)))
             }
@@ -316,9 +317,14 @@ impl Host for Sockets {
         }
     }
 
-    fn adopt(&mut self, sock: Sock) {
-        let _ = sys::set_option(sock, SOL_UDP, UDP_GRO, 1);
-        let _ = sys::set_option(sock, SOL_SOCKET, SO_RCVBUF, 4 << 20);
+    fn adopt(&mut self, sock: Sock, tcp: bool) {
+        if tcp {
+            // Those that it accepts inherit it. A Unix socket knows no such thing, and needs none.
+            let _ = sys::set_option(sock, SOL_TCP, TCP_NODELAY, 1);
+        } else {
+            let _ = sys::set_option(sock, SOL_UDP, UDP_GRO, 1);
+            let _ = sys::set_option(sock, SOL_SOCKET, SO_RCVBUF, 4 << 20);
+        }
     }
 
     fn send_datagrams(

@@ -238,7 +238,7 @@ impl Host for Simulated {
         }
     }
 
-    fn adopt(&mut self, _: Sock) {}
+    fn adopt(&mut self, _: Sock, _: bool) {}
 
     fn send_datagrams(
         &mut self,
