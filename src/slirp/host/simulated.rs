@@ -28,6 +28,8 @@ pub struct Socket {
     pub sent: Vec<u8>,
     /// Stream bytes that wait for the engine.
     pub queue: VecDeque<u8>,
+    /// How often bytes were taken out of there.
+    pub discards: usize,
     /// How many more bytes the peer takes; counts down.
     pub room: usize,
     /// The engine has ended its side.
@@ -209,6 +211,7 @@ impl Host for Simulated {
     fn discard(&mut self, sock: Sock, n: usize) -> Result<(), ErrorKind> {
         assert!(n <= self.at(sock).queue.len(), "the engine takes only what is there");
         self.at(sock).queue.drain(..n);
+        self.at(sock).discards += 1;
         Ok(())
     }
 

@@ -54,6 +54,8 @@ const MIN_TRIP: u32 = 100;
 const ACK_EVERY: u32 = 1 << 20;
 /// Acknowledged bytes are taken out of the host's queue when there are so many, while more are under way.
 const DISCARD_AT: u32 = 16 << 10;
+/// A path with a longer round trip holds much data.
+const LONG_TRIP: u32 = 2 * MS as u32;
 /// Retransmission timer before the first measurement (RFC 6298 §2.1).
 const FIRST_RTO: u32 = SEC as u32;
 /// Least retransmission timer.
@@ -391,7 +393,13 @@ impl Tcb {
         // With nothing under way no acknowledgement will come to raise the count. And the rest, however short, may
         // lie in one buffer with all that came before it: the host's kernel joins segments, frees them whole, and
         // would keep its window shut for ever.
-        let least = if self.inflight() == 0 { 1 } else { DISCARD_AT };
+        let least = match self.inflight() {
+            0 => 1,
+            // On a long path what is under way fills the queue, and the kernel makes the queue as large as what is
+            // taken out at once calls for, twice that: so a good part at once.
+            held if self.srtt > LONG_TRIP => DISCARD_AT.max(held / 2),
+            _ => DISCARD_AT,
+        };
         if self.discard(core, least).is_err() || self.pump(core, key).is_err() {
             return self.abort(core, key);
         }
