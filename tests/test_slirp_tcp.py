@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from _guest import echo, python, server, situation
+from _guest import echo, inside, python, server, situation
 from _needs import needs
 from _proc import until
 from r2d2 import slirp
@@ -185,3 +185,21 @@ print(time.monotonic() - began)
         )
         # At 20 ms a round trip this takes about a second; a wait for each frame would make it minutes.
         assert 0.08 <= took < 30
+
+
+@pytest.mark.parametrize("delay", [0, 0.001])
+def test_link_is_never_congested_but_a_bad_road_may_be(
+    guest: int, device: slirp.Device, delay: float
+) -> None:
+    """Over a wire in memory connections do not pace themselves; a bad road leaves them their control."""
+    with slirp.attach(guest, host_loopback=True, device=device, delay=delay), server(id) as port:
+        code = f"""
+for to in ("10.0.2.2", {port}), ("fd00::2", {port}):
+    s = socket.socket(socket.AF_INET6 if ":" in to[0] else socket.AF_INET); s.setblocking(False)
+    s.connect_ex(to)
+    print(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\\0").decode())
+print(open("/proc/sys/net/ipv4/tcp_congestion_control").read().strip())
+"""
+        *used, default = python(guest, code).split()
+        assert used == [default if delay else "reno"] * 2
+        assert "dev tap0 proto kernel scope link src 10.0.2.100" in inside(guest, "ip", "route").stdout

@@ -7,7 +7,7 @@
 use super::config::{Config, Refusal, Verdict};
 use super::device::Device;
 use super::flow::{Id, Key};
-use super::host::Host;
+use super::host::{Host, Inbox};
 use super::policy::Learnt;
 use super::stats::Stats;
 use super::time::Time;
@@ -55,6 +55,8 @@ pub struct Core<H, D> {
     pub events: Option<Vec<String>>,
     /// Events that were not kept because there were too many.
     pub untold: u64,
+    /// Where datagrams are received.
+    pub inbox: Inbox,
     /// Identification of the last packet that was cut.
     ident: u32,
     tx: Vec<u8>,
@@ -78,6 +80,7 @@ impl<H: Host, D: Device> Core<H, D> {
             challenged: (0, 0),
             events: None,
             untold: 0,
+            inbox: Inbox::default(),
             ident: 0,
             tx: vec![0; HEADROOM + 65536],
             secret: RandomState::new(),

@@ -106,7 +106,7 @@ impl Relay {
             query.tried += 1;
             core.stats.dns_failover += u64::from(query.tried > 1);
             if let Some(sock) = self.sock(core, index) {
-                if core.host.send_datagrams(sock, &query.message, query.message.len(), 64).is_ok() {
+                if core.host.send_datagrams(sock, None, &query.message, query.message.len(), 64).is_ok() {
                     query.deadline = core.now + PATIENCE;
                     return true;
                 }

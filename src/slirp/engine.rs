@@ -73,6 +73,8 @@ pub struct Engine<H, D> {
     pub(super) embryos: VecDeque<Id>,
     pub(super) half_open: usize,
     turns: VecDeque<Id>,
+    /// Forwards whose turn was over before their sockets were empty.
+    pub(super) waiting: Vec<usize>,
     /// The port that was last given to a client without one.
     pub(super) port: u16,
     swept: Time,
@@ -92,6 +94,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             embryos: VecDeque::new(),
             half_open: 0,
             turns: VecDeque::new(),
+            waiting: Vec::new(),
             port: forward::EPHEMERAL,
             swept: now,
         }
@@ -130,7 +133,7 @@ impl<H: Host, D: Device> Engine<H, D> {
 
     /// True if there is work that waits for nothing but its turn.
     pub fn busy(&self) -> bool {
-        !self.turns.is_empty()
+        !self.turns.is_empty() || !self.waiting.is_empty()
     }
 
     /// When [`Self::advance`] must be called at the latest.
@@ -159,6 +162,9 @@ impl<H: Host, D: Device> Engine<H, D> {
             let Some(id) = self.turns.pop_front() else { break };
             let ready = Ready { read: true, ..Ready::default() };
             self.flow_ready(id, ready);
+        }
+        for index in std::mem::take(&mut self.waiting) {
+            self.forward_ready(index);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The table of flows: every TCP connection, UDP association and echo identifier, under one bound.
 //!
-//! Entries lie in one vector and are named by [`Id`]: index and generation, so that an event about an entry that
+//! Entries lie in pieces of memory that never move and are named by [`Id`]: index and generation, so that an event about an entry that
 //! has since been replaced finds nothing. They are found by [`Key`] through an open-addressed index of 32-bit
 //! slots, hashed with a key that the guest cannot know. Timers are a heap with lazy entries: moving a deadline
 //! later costs nothing, and an entry that comes up early is put back. Idle entries are found by a sweep once a
@@ -84,10 +84,42 @@ struct Slot<T> {
     value: Option<T>,
 }
 
+/// Slots, a piece at a time: one vector of all would be copied as it grows, and half of it stand empty.
+#[derive(Debug)]
+struct Slots<T>(Vec<Vec<Slot<T>>>);
+
+impl<T> Slots<T> {
+    /// How many there are in a piece.
+    const PIECE: usize = 64;
+
+    fn len(&self) -> usize {
+        self.0.last().map_or(0, |last| (self.0.len() - 1) * Self::PIECE + last.len())
+    }
+
+    fn get(&self, index: usize) -> Option<&Slot<T>> {
+        self.0.get(index / Self::PIECE)?.get(index % Self::PIECE)
+    }
+
+    fn get_mut(&mut self, index: usize) -> Option<&mut Slot<T>> {
+        self.0.get_mut(index / Self::PIECE)?.get_mut(index % Self::PIECE)
+    }
+
+    fn push(&mut self, slot: Slot<T>) {
+        match self.0.last_mut() {
+            Some(last) if last.len() < Self::PIECE => last.push(slot),
+            _ => {
+                let mut piece = Vec::with_capacity(Self::PIECE);
+                piece.push(slot);
+                self.0.push(piece);
+            }
+        }
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 pub struct Table<T> {
-    slots: Vec<Slot<T>>,
+    slots: Slots<T>,
     free: Vec<u32>,
     /// Indices plus one; zero is empty. Length is a power of two, at most three quarters full.
     index: Vec<u32>,
@@ -99,7 +131,7 @@ pub struct Table<T> {
 impl<T> Default for Table<T> {
     fn default() -> Self {
         Self {
-            slots: Vec::new(),
+            slots: Slots(Vec::new()),
             free: Vec::new(),
             index: vec![0; 64],
             len: 0,
@@ -208,7 +240,7 @@ impl<T> Table<T> {
 
     /// Every entry with the time of its last use.
     pub fn iter(&self) -> impl Iterator<Item = (Id, &Key, &T, Time)> {
-        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+        self.slots.0.iter().flatten().enumerate().filter_map(|(index, slot)| {
             let id = Id { index: index as u32, generation: slot.generation };
             slot.value.as_ref().map(|value| (id, &slot.key, value, slot.used))
         })

@@ -8,8 +8,8 @@
 use super::config::Config;
 use super::device::Device;
 use super::engine::{Engine, Flow};
-use super::flow::Key;
-use super::host::{Host, Sock};
+use super::flow::{Id, Key};
+use super::host::{Host, Inbox, Sock};
 use super::tcp;
 use super::udp;
 use super::wire::ip;
@@ -19,9 +19,6 @@ use std::net::{IpAddr, SocketAddr};
 const MARK: u64 = 1 << 63;
 /// The first port of those given to clients that have none (RFC 6335 §6).
 pub const EPHEMERAL: u16 = 49152;
-/// Clients taken in one turn.
-const TURN: usize = 64;
-
 /// One listening socket and where it leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forward {
@@ -66,6 +63,7 @@ impl<H: Host, D: Device> Engine<H, D> {
         if let Some(place) = self.forwards.get_mut(index) {
             *place = Some(forward);
         }
+        self.core.host.adopt(forward.listener, forward.tcp);
         self.core.host.watch(forward.listener, MARK | index as u64);
         index
     }
@@ -89,7 +87,7 @@ impl<H: Host, D: Device> Engine<H, D> {
     /// Something came to a listening socket.
     pub(super) fn forward_ready(&mut self, index: usize) {
         let Some(forward) = self.forwards.get(index).copied().flatten() else { return };
-        if forward.tcp { self.accept(forward) } else { self.datagrams(forward) }
+        if forward.tcp { self.accept(forward) } else { self.datagrams(index, forward) }
     }
 
     fn accept(&mut self, forward: Forward) {
@@ -126,24 +124,54 @@ impl<H: Host, D: Device> Engine<H, D> {
         matches!(self.flows.get(id), Some((_, Flow::Tcp(tcb))) if tcb.state == tcp::State::TimeWait)
     }
 
-    fn datagrams(&mut self, forward: Forward) {
-        for _ in 0..TURN * 16 {
-            let (host, place) = self.core.payload(65507);
-            let Ok(Some((len, client))) = host.recv_from(forward.listener, place) else { return };
-            let address = self.core.config.client_address(client.ip(), forward.to.ip());
-            let key = Key::new(ip::UDP, forward.to, SocketAddr::new(address, client.port()));
-            let id = if let Some(id) = self.flows.find(&key) {
-                id
-            } else {
-                self.make_room();
-                let kind = udp::Kind::Forward { listener: forward.listener, client };
-                self.insert_udp(key, udp::Assoc::new(kind))
-            };
-            self.flows.touch(id, self.core.now);
-            if let Some((_, Flow::Udp(assoc))) = self.flows.get(id) {
-                assoc.traffic.received += len as u64;
+    fn datagrams(&mut self, index: usize, forward: Forward) {
+        let mut inbox = std::mem::take(&mut self.core.inbox);
+        let mut gather = udp::Gather::default();
+        let mut last = None;
+        let mut more = true;
+        for _ in 0..udp::TURN {
+            // The socket has no error queue: what its errors are about is gone.
+            if self.core.host.receive(forward.listener, &mut inbox).is_err() {
+                continue;
             }
-            self.core.send_udp(&key, len, 65535);
+            for parcel in &inbox.parcels {
+                let Some(client) = parcel.from else { continue };
+                let (key, id) = match last {
+                    Some((same, key, id)) if same == client => (key, id),
+                    _ => {
+                        // To make room others may be told of their end.
+                        gather.flush(&mut self.core);
+                        self.client(forward, client)
+                    }
+                };
+                last = Some((client, key, id));
+                self.flows.touch(id, self.core.now);
+                if let Some((_, Flow::Udp(assoc))) = self.flows.get(id) {
+                    assoc.traffic.received += parcel.len as u64;
+                }
+                gather.add(&mut self.core, &key, inbox.data(parcel), parcel.segment);
+            }
+            if inbox.parcels.len() < Inbox::PARCELS {
+                more = false;
+                break;
+            }
         }
+        gather.flush(&mut self.core);
+        self.core.inbox = inbox;
+        if more {
+            self.waiting.push(index);
+        }
+    }
+
+    /// The association of a client.
+    fn client(&mut self, forward: Forward, client: SocketAddr) -> (Key, Id) {
+        let address = self.core.config.client_address(client.ip(), forward.to.ip());
+        let key = Key::new(ip::UDP, forward.to, SocketAddr::new(address, client.port()));
+        let id = self.flows.find(&key).unwrap_or_else(|| {
+            self.make_room();
+            let kind = udp::Kind::Forward { listener: forward.listener, client };
+            self.insert_udp(key, udp::Assoc::new(kind))
+        });
+        (key, id)
     }
 }

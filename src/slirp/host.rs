@@ -59,6 +59,40 @@ pub struct Fault {
     pub offender: IpAddr,
 }
 
+/// Datagrams that were received together.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    /// Where they lie.
+    pub bytes: Vec<u8>,
+    /// Which they are, in their order.
+    pub parcels: Vec<Parcel>,
+}
+
+impl Inbox {
+    /// The most parcels of one call.
+    pub const PARCELS: usize = 16;
+    /// Room for each of them.
+    pub const ROOM: usize = 1 << 16;
+
+    /// The data of a parcel.
+    pub fn data(&self, parcel: &Parcel) -> &[u8] {
+        self.bytes.get(parcel.start..parcel.start + parcel.len).unwrap_or(&[])
+    }
+}
+
+/// A datagram, or several that the kernel has joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parcel {
+    /// Where it begins in the inbox.
+    pub start: usize,
+    /// How many bytes there are.
+    pub len: usize,
+    /// The size of each datagram but the last, which may be shorter.
+    pub segment: usize,
+    /// Who sent it, if the socket is not connected.
+    pub from: Option<SocketAddr>,
+}
+
 /// The world's sockets. Nothing here blocks.
 pub trait Host {
     /// Starts connecting; true if the connection already stands.
@@ -94,17 +128,25 @@ pub trait Host {
     /// Opens a datagram socket that talks to `to` only.
     fn open(&mut self, kind: Datagram, to: SocketAddr) -> Result<Sock, ErrorKind>;
 
-    /// Sends datagrams: `data` cut into pieces of `segment` bytes, the last may be shorter.
-    fn send_datagrams(&mut self, sock: Sock, data: &[u8], segment: usize, ttl: u8) -> Result<(), ErrorKind>;
+    /// Takes over a listening socket of TCP, or a bound one of UDP, that somebody else has made.
+    fn adopt(&mut self, sock: Sock, tcp: bool);
+
+    /// Sends datagrams: `data` cut into pieces of `segment` bytes, the last may be shorter; to `to` on an unconnected
+    /// socket. A time to live of zero is the one that the socket has.
+    fn send_datagrams(
+        &mut self,
+        sock: Sock,
+        to: Option<SocketAddr>,
+        data: &[u8],
+        segment: usize,
+        ttl: u8,
+    ) -> Result<(), ErrorKind>;
 
     /// Receives datagrams of one size: how many bytes, and the size of each but the last.
     fn recv_datagrams(&mut self, sock: Sock, into: &mut [u8]) -> Result<Option<(usize, usize)>, ErrorKind>;
 
-    /// Receives on an unconnected socket.
-    fn recv_from(&mut self, sock: Sock, into: &mut [u8]) -> Result<Option<(usize, SocketAddr)>, ErrorKind>;
-
-    /// Sends on an unconnected socket.
-    fn send_to(&mut self, sock: Sock, data: &[u8], to: SocketAddr) -> Result<(), ErrorKind>;
+    /// Receives all that is there, up to [`Inbox::PARCELS`]: less than those mean that there is no more now.
+    fn receive(&mut self, sock: Sock, inbox: &mut Inbox) -> Result<(), ErrorKind>;
 
     /// The next ICMP error about what was sent.
     fn fault(&mut self, sock: Sock) -> Option<Fault>;

@@ -81,7 +81,7 @@ impl Ping {
     ) {
         self.traffic.sent += data.len() as u64;
         let message = message(ip, false, rest, data);
-        let sent = core.host.send_datagrams(self.sock, &message, message.len(), ip.ttl - 1);
+        let sent = core.host.send_datagrams(self.sock, None, &message, message.len(), ip.ttl - 1);
         let refusal = match sent {
             Err(ErrorKind::NetworkUnreachable) => Refusal::Net,
             Err(ErrorKind::HostUnreachable) => Refusal::Host,

@@ -223,9 +223,13 @@ impl<H: Host, D: Device> Engine<H, D> {
         self.embryos.push_back(id);
         // Handshakes that ended are still in the queue: their places are taken back when they come up.
         let limit = self.core.config.limits.half_open;
-        while self.half_open > limit || self.embryos.len() > 4 * limit.max(64) {
-            let Some(oldest) = self.embryos.pop_front() else { break };
+        while let Some(oldest) = self.embryos.front().copied() {
             let young = matches!(self.flows.get(oldest), Some((_, Flow::Tcp(tcb))) if tcb.half_open());
+            let many = self.half_open > limit || self.embryos.len() > 4 * limit.max(64);
+            if young && !many {
+                break;
+            }
+            self.embryos.pop_front();
             if young {
                 self.core.stats.shed += 1;
                 self.remove(oldest);

@@ -1,8 +1,9 @@
 //! UDP: one host socket for each pair of guest port and remote address.
 //!
 //! *Guest to host.* Datagrams of one flow and one size that follow each other in a batch of frames leave by one
-//! `sendmsg` with `UDP_SEGMENT`; so do those that the guest sent as one large frame. *Host to guest.* What
-//! `UDP_GRO` has joined goes on as one frame that the guest's kernel cuts. ICMP errors about what was sent come
+//! `sendmsg` with `UDP_SEGMENT`; so do those that the guest sent as one large frame. *Host to guest.* Datagrams of
+//! one flow and one size that are received together, by one `recvmmsg` or joined by `UDP_GRO`, go on as one frame that
+//! the guest's kernel cuts. ICMP errors about what was sent come
 //! back as the ICMP errors that they are, so that applications see ECONNREFUSED and traceroute works. A flow is
 //! forgotten when it has been silent: 30 s if it never had an answer, else 120 s (as Linux's conntrack).
 
@@ -10,10 +11,11 @@ use super::core::{self, Core};
 use super::device::Device;
 use super::dns::Relay;
 use super::flow::{Id, Key};
-use super::host::{Datagram, Fault, Host, Ready, Sock};
+use super::host::{Datagram, Fault, Host, Inbox, Ready, Sock};
 use super::stats::Traffic;
 use super::time::{SEC, Time};
-use super::wire::{icmpv4, icmpv6};
+use super::wire::ip::{self, Ip};
+use super::wire::{icmpv4, icmpv6, put, udp};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
@@ -22,7 +24,7 @@ const BATCH: usize = 64;
 /// The most bytes of one send.
 const BATCH_BYTES: usize = 64000;
 /// How often a socket is read before others get their turn.
-const TURN: usize = 64;
+pub const TURN: usize = 8;
 
 /// What an association is for.
 #[derive(Debug)]
@@ -78,14 +80,12 @@ impl Assoc {
     pub fn send<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, run: &Run) {
         self.traffic.sent += run.data.len() as u64;
         let failure = match &self.kind {
-            Kind::Direct(sock) => core.host.send_datagrams(*sock, &run.data, run.segment, run.ttl).err(),
+            Kind::Direct(sock) => {
+                core.host.send_datagrams(*sock, None, &run.data, run.segment, run.ttl).err()
+            }
             Kind::Forward { listener, client } => {
                 self.replied = true;
-                let mut failure = None;
-                for datagram in run.datagrams() {
-                    failure = core.host.send_to(*listener, datagram, *client).err().or(failure);
-                }
-                failure
+                core.host.send_datagrams(*listener, Some(*client), &run.data, run.segment, 0).err()
             }
             Kind::Dns(_) => None,
         };
@@ -113,20 +113,27 @@ impl Assoc {
                 report(core, key, &fault);
             }
         }
+        let mut inbox = std::mem::take(&mut core.inbox);
+        let mut gather = Gather::default();
+        self.more = true;
         for _ in 0..TURN {
-            let (host, place) = core.payload(65507);
-            match host.recv_datagrams(sock, place) {
-                Ok(Some((len, segment))) => {
-                    self.replied = true;
-                    self.traffic.received += len as u64;
-                    deliver(core, key, len, segment);
-                }
-                Ok(None) => return,
+            match core.host.receive(sock, &mut inbox) {
+                Ok(()) => {}
                 // Told by the error queue.
-                Err(_) => {}
+                Err(_) => continue,
+            }
+            for parcel in &inbox.parcels {
+                self.replied = true;
+                self.traffic.received += parcel.len as u64;
+                gather.add(core, key, inbox.data(parcel), parcel.segment);
+            }
+            if inbox.parcels.len() < Inbox::PARCELS {
+                self.more = false;
+                break;
             }
         }
-        self.more = true;
+        gather.flush(core);
+        core.inbox = inbox;
     }
 
     /// Closes what is ours.
@@ -139,15 +146,51 @@ impl Assoc {
     }
 }
 
-/// Gives the guest the datagrams that lie in the core's buffer: as one frame if the device cuts.
-fn deliver<H: Host, D: Device>(core: &mut Core<H, D>, key: &Key, len: usize, segment: usize) {
-    if len <= segment || core.device.capabilities().uso {
-        core.send_udp(key, len, segment);
-        return;
+/// Datagrams on their way to the guest: of one flow and one size (the last may be shorter). They lie in the core's
+/// buffer, so nothing else may be sent before [`Self::flush`].
+#[derive(Debug, Default)]
+pub struct Gather {
+    key: Option<Key>,
+    segment: usize,
+    len: usize,
+    count: usize,
+    ended: bool,
+}
+
+impl Gather {
+    /// Adds datagrams of `segment` bytes; what does not go with them leaves before.
+    pub fn add<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, data: &[u8], segment: usize) {
+        let count = data.len().div_ceil(segment.max(1)).max(1);
+        let fits = !self.ended
+            && !data.is_empty()
+            && self.key == Some(*key)
+            && (segment == self.segment || (segment < self.segment && count == 1))
+            && self.count + count <= BATCH
+            && self.len + data.len() <= BATCH_BYTES;
+        if !fits {
+            self.flush(core);
+            // What is cut into packets must be known to pass the link uncut.
+            let head = Ip::new(key.remote().ip(), key.guest().ip(), ip::UDP).header_len() + udp::LEN;
+            let uncut = core.device.capabilities().uso && head + segment <= usize::from(core.config.mtu);
+            *self = Self { key: Some(*key), segment, ended: !uncut || data.is_empty(), ..Self::default() };
+        }
+        put(core.payload(self.len + data.len()).1, self.len, data);
+        self.len += data.len();
+        self.count += count;
+        self.ended |= data.len() % self.segment.max(1) != 0;
     }
-    let data = core.payload(len).1.to_vec();
-    for datagram in data.chunks(segment.max(1)) {
-        core.send_datagram(key, datagram);
+
+    /// Sends what was gathered: as one frame if the device cuts.
+    pub fn flush<H: Host, D: Device>(&mut self, core: &mut Core<H, D>) {
+        let Self { key: Some(key), segment, len, count, .. } = std::mem::take(self) else { return };
+        if count == 1 || core.device.capabilities().uso {
+            core.send_udp(&key, len, segment.max(1));
+            return;
+        }
+        let data = core.payload(len).1.to_vec();
+        for datagram in data.chunks(segment.max(1)) {
+            core.send_datagram(&key, datagram);
+        }
     }
 }
 

@@ -269,7 +269,11 @@ def latency(bench: Bench, engines: list[str]) -> None:
 
 
 def udp(bench: Bench, engines: list[str]) -> None:
-    """Datagrams of 1400 bytes that arrive, in thousands per second."""
+    """Datagrams of 1400 bytes that arrive, in thousands per second, of as many as one program can send.
+
+    The programs are ordinary ones: a datagram a call, a receive buffer of the size that the system gives, as
+    iperf3's. A larger buffer hides that the receiver gets no turn beside a slow engine.
+    """
     for engine in engines:
         with attached(bench, engine) as net, bench.serving(bench.host), bench.serving(net.pid):
             for way, pid, to, host, port in (

@@ -5,7 +5,7 @@
  *   traffic put|get HOST PORT SECONDS FLOWS Gbit/s of TCP to PORT+1, from PORT+2
  *   traffic ask HOST PORT SECONDS           round trips of a byte on one connection: p50, p99 in microseconds
  *   traffic dial HOST PORT SECONDS CLIENTS  connections with a byte there and back: per second, errors
- *   traffic flood HOST PORT SECONDS BYTES   datagrams to PORT+1
+ *   traffic flood HOST PORT SECONDS BYTES   datagrams to PORT+1, one a call, as iperf3 -u -b 0 sends them
  *   traffic count PORT                      of which so many arrived here since the last time, over so many seconds
  *   traffic hold HOST PORT COUNT            so many connections that each echoed a byte, kept until standard input ends
  *   traffic first HOST PORT                 tries until a byte came back: CLOCK_MONOTONIC in nanoseconds
@@ -76,9 +76,8 @@ static int must(int s) {
 
 static int bound(int kind, int port) {
     struct sockaddr_in a = address("0.0.0.0", port);
-    int s = socket(AF_INET, kind, 0), one = 1, large = 4 << 20;
+    int s = socket(AF_INET, kind, 0), one = 1;
     setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if ((kind & 15) == SOCK_DGRAM) setsockopt(s, SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
     if (bind(s, (void *)&a, sizeof a) || ((kind & 15) == SOCK_STREAM && listen(s, 4096))) fail("bind");
     return s;
 }
@@ -257,13 +256,8 @@ static void flood(const char *host, int port, double seconds, int bytes) {
     int s = socket(AF_INET, SOCK_DGRAM, 0);
     struct sockaddr_in a = address(host, port + 1);
     if (connect(s, (void *)&a, sizeof a)) fail("connect");
-    struct mmsghdr batch[32];
-    struct iovec part = {chunk, bytes};
-    memset(batch, 0, sizeof batch);
-    for (int i = 0; i < 32; i++) batch[i].msg_hdr.msg_iov = &part, batch[i].msg_hdr.msg_iovlen = 1;
-    for (double end = now() + seconds; now() < end;) {
-        if (sendmmsg(s, batch, 32, 0) < 0 && errno != ENOBUFS && errno != ECONNREFUSED) fail("sendmmsg");
-    }
+    for (double end = now() + seconds; now() < end;)
+        if (send(s, chunk, bytes, 0) < 0 && errno != ENOBUFS && errno != ECONNREFUSED) fail("send");
 }
 
 static void count(int port) {

@@ -5,7 +5,7 @@
 //! older kernels the bytes before the offset are copied to a place where nobody looks.
 
 use crate::address::{self, INET};
-use crate::slirp::host::{Datagram, Fault, Host, Peek, Ready, Sock};
+use crate::slirp::host::{Datagram, Fault, Host, Inbox, Parcel, Peek, Ready, Sock};
 use crate::sys::{self, EAGAIN, EINTR};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -193,7 +193,8 @@ impl Host for Sockets {
             return self.peek_wasting(sock, offset, into);
         }
         let Some(known) = self.known.get_mut(sock as usize) else { return Ok(Peek::Blocked) };
-        if known.peek != offset as i32 {
+        // Who never asked for an offset looks at the beginning; many a short connection needs no more.
+        if known.peek != offset as i32 && (unix || (known.peek, offset) != (UNSET, 0)) {
             sys::set_option(sock, SOL_SOCKET, SO_PEEK_OFF, offset as i32).map_err(kind)?;
             known.peek = offset as i32;
         }
@@ -204,7 +205,9 @@ impl Host for Sockets {
                 Ok(0) if got == 0 => return Ok(Peek::End),
                 Ok(0) | Err(_) if got > 0 => return Ok(Peek::Data(got)),
                 Ok(n) => {
-                    known.peek += n as i32;
+                    if known.peek != UNSET {
+                        known.peek += n as i32;
+                    }
                     got += n;
                     // A stream of TCP gives all that it has. A Unix socket stops where descriptors were passed, and a
                     // short look must mean that there is no more.
@@ -273,8 +276,6 @@ impl Host for Sockets {
                     if let Some(known) = self.known.get_mut(sock as usize) {
                         known.unix = true;
                     }
-                } else {
-                    let _ = sys::set_option(sock, SOL_TCP, TCP_NODELAY, 1);
                 }
                 Ok(Some((sock, client)))
             }
@@ -316,11 +317,30 @@ impl Host for Sockets {
         }
     }
 
-    fn send_datagrams(&mut self, sock: Sock, data: &[u8], segment: usize, ttl: u8) -> Result<(), ErrorKind> {
+    fn adopt(&mut self, sock: Sock, tcp: bool) {
+        if tcp {
+            // Those that it accepts inherit it. A Unix socket knows no such thing, and needs none.
+            let _ = sys::set_option(sock, SOL_TCP, TCP_NODELAY, 1);
+        } else {
+            let _ = sys::set_option(sock, SOL_UDP, UDP_GRO, 1);
+            let _ = sys::set_option(sock, SOL_SOCKET, SO_RCVBUF, 4 << 20);
+        }
+    }
+
+    fn send_datagrams(
+        &mut self,
+        sock: Sock,
+        to: Option<SocketAddr>,
+        data: &[u8],
+        segment: usize,
+        ttl: u8,
+    ) -> Result<(), ErrorKind> {
         self.set_ttl(sock, ttl);
+        let encoded = to.as_ref().map(address::encode);
+        let to = encoded.as_ref().map_or(&[][..], |to| to.as_slice());
         if data.len() > segment && segment > 0 {
             let control = sys::control(SOL_UDP, UDP_SEGMENT, &(segment as u16).to_ne_bytes());
-            match sys::sendmsg(sock, data, &control, MSG_DONTWAIT | MSG_NOSIGNAL) {
+            match sys::sendmsg_to(sock, data, &control, MSG_DONTWAIT | MSG_NOSIGNAL, to) {
                 // No UDP_SEGMENT here (EIO, EOPNOTSUPP), or larger than the path's packets: one by one.
                 Err(5 | 22 | 90 | 95) => {}
                 Ok(_) | Err(EAGAIN | EINTR) => return Ok(()),
@@ -330,7 +350,7 @@ impl Host for Sockets {
         let mut result = Ok(());
         let empty = data.is_empty().then_some(data);
         for datagram in data.chunks(segment.max(1)).chain(empty) {
-            match sys::send(sock, datagram, MSG_DONTWAIT | MSG_NOSIGNAL, &[]) {
+            match sys::send(sock, datagram, MSG_DONTWAIT | MSG_NOSIGNAL, to) {
                 // A network loses what does not fit.
                 Ok(_) | Err(EAGAIN | EINTR) => {}
                 Err(errno) => result = Err(kind(errno)),
@@ -356,17 +376,20 @@ impl Host for Sockets {
         }
     }
 
-    fn recv_from(&mut self, sock: Sock, into: &mut [u8]) -> Result<Option<(usize, SocketAddr)>, ErrorKind> {
-        let mut from = [0; 28];
-        match sys::recv_from(sock, into, &mut from) {
-            Ok(n) => Ok(address::decode(&from).map(|a| (n, a))),
-            Err(EAGAIN | EINTR) => Ok(None),
-            Err(errno) => Err(kind(errno)),
+    fn receive(&mut self, sock: Sock, inbox: &mut Inbox) -> Result<(), ErrorKind> {
+        if inbox.bytes.is_empty() {
+            // Of this only what is used takes memory.
+            inbox.bytes = vec![0; Inbox::PARCELS * Inbox::ROOM];
         }
-    }
-
-    fn send_to(&mut self, sock: Sock, data: &[u8], to: SocketAddr) -> Result<(), ErrorKind> {
-        match sys::send(sock, data, MSG_DONTWAIT | MSG_NOSIGNAL, address::encode(&to).as_slice()) {
+        inbox.parcels.clear();
+        let parcels = &mut inbox.parcels;
+        let got = sys::recvmmsg::<{ Inbox::PARCELS }>(sock, &mut inbox.bytes, Inbox::ROOM, |at, len, from, control| {
+            let sizes = sys::controls(control).filter(|(level, kind, _)| (*level, *kind) == (SOL_UDP, UDP_GRO));
+            let size = sizes.filter_map(|(_, _, payload)| payload.first_chunk::<2>().copied()).last();
+            let segment = size.map_or(len, |size| usize::from(u16::from_ne_bytes(size)).max(1));
+            parcels.push(Parcel { start: at * Inbox::ROOM, len, segment, from: address::decode(from) });
+        });
+        match got {
             Ok(_) | Err(EAGAIN | EINTR) => Ok(()),
             Err(errno) => Err(kind(errno)),
         }

@@ -28,6 +28,15 @@ const IFA_F_NODAD: u32 = 2;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTAX_CC_ALGO: u16 = 16;
+/// What the kernel says of the routes to a link's own network that it makes.
+const PROTOCOL_KERNEL: u8 = 2;
+const SCOPE_LINK: u8 = 253;
+/// The priority of such routes of `IPv6`.
+const PRIORITY: u32 = 256;
 
 /// A netlink socket.
 pub struct Netlink(Fd);
@@ -55,6 +64,15 @@ impl Request {
         self.0.extend_from_slice(value);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
         self
+    }
+}
+
+impl Request {
+    /// Names the congestion control of a route.
+    fn controlled(self, congestion: Option<&str>) -> Self {
+        let Some(name) = congestion else { return self };
+        let metrics = Self::bare(&[]).attribute(RTAX_CC_ALGO, &[name.as_bytes(), b"\0"].concat());
+        self.attribute(RTA_METRICS, &metrics.0)
     }
 }
 
@@ -172,13 +190,34 @@ impl Netlink {
         self.ask(request)
     }
 
-    /// Makes `gateway` the default route.
-    pub fn default_route(&self, index: u32, gateway: IpAddr) -> Result<(), i32> {
+    /// Makes `gateway` the default route; with `congestion`, connections over it use that control.
+    pub fn default_route(&self, index: u32, gateway: IpAddr, congestion: Option<&str>) -> Result<(), i32> {
         // struct rtmsg: main table, static, universe, unicast.
         let body = [family(gateway), 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0];
         let request = Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body)
             .attribute(RTA_GATEWAY, &octets(gateway))
             .attribute(RTA_OIF, &index.to_ne_bytes());
-        self.ask(request)
+        self.ask(request.controlled(congestion))
+    }
+
+    /// Makes the connections to the link's own network use the congestion control `congestion`: puts a route in
+    /// place of the one that the kernel made with `address`.
+    pub fn control(&self, index: u32, address: IpAddr, prefix: u8, congestion: &str) -> Result<(), i32> {
+        let (v4, mut network) = (address.is_ipv4(), octets(address));
+        for (at, octet) in network.iter_mut().enumerate() {
+            let bits = usize::from(prefix).saturating_sub(8 * at).min(8);
+            *octet &= (0xff00u16 >> bits) as u8;
+        }
+        let scope = if v4 { SCOPE_LINK } else { 0 };
+        let body = [family(address), prefix, 0, 0, 254, PROTOCOL_KERNEL, scope, 1, 0, 0, 0, 0];
+        let request = Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body)
+            .attribute(RTA_DST, &network)
+            .attribute(RTA_OIF, &index.to_ne_bytes());
+        let request = if v4 {
+            request.attribute(RTA_PREFSRC, &octets(address))
+        } else {
+            request.attribute(RTA_PRIORITY, &PRIORITY.to_ne_bytes())
+        };
+        self.ask(request.controlled(Some(congestion)))
     }
 }

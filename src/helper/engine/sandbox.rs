@@ -19,6 +19,7 @@ const ALLOWED: &[usize] = &[
     nr::RECVFROM,
     nr::SENDMSG,
     nr::RECVMSG,
+    nr::RECVMMSG,
     nr::SHUTDOWN,
     nr::BIND,
     nr::SETSOCKOPT,

@@ -39,6 +39,7 @@ pub mod nr {
     pub const OPENAT: usize = 257;
     pub const UNSHARE: usize = 272;
     pub const ACCEPT4: usize = 288;
+    pub const RECVMMSG: usize = 299;
     pub const EPOLL_PWAIT2: usize = 441;
     pub const EPOLL_CREATE1: usize = 291;
     pub const SETNS: usize = 308;
@@ -231,13 +232,6 @@ pub fn discard(fd: Fd, n: usize) -> Outcome {
     plain(nr::RECVFROM, [fd as usize, 0, n, 0x20 | 0x40, 0, 0])
 }
 
-/// Receives with the sender's address.
-pub fn recv_from(fd: Fd, into: &mut [u8], address: &mut [u8]) -> Outcome {
-    let mut len = address.len() as u32;
-    let (data, from) = (into.as_mut_ptr() as usize, address.as_mut_ptr() as usize);
-    pointed(nr::RECVFROM, [fd as usize, data, into.len(), 0x40, from, (&raw mut len) as usize])
-}
-
 /// `struct iovec`.
 #[repr(C)]
 struct Iovec {
@@ -257,12 +251,24 @@ struct Message {
     flags: i32,
 }
 
+/// `struct mmsghdr`.
+#[repr(C)]
+struct Received {
+    message: Message,
+    len: u32,
+}
+
 /// sendmsg(2) with control data.
 pub fn sendmsg(fd: Fd, data: &[u8], control: &[u8], flags: i32) -> Outcome {
+    sendmsg_to(fd, data, control, flags, &[])
+}
+
+/// The same to an encoded address, if it is not empty.
+pub fn sendmsg_to(fd: Fd, data: &[u8], control: &[u8], flags: i32, to: &[u8]) -> Outcome {
     let iov = Iovec { base: data.as_ptr() as usize, len: data.len() };
     let message = Message {
-        name: 0,
-        name_len: 0,
+        name: if to.is_empty() { 0 } else { to.as_ptr() as usize },
+        name_len: to.len() as u32,
         iov: (&raw const iov) as usize,
         iov_len: 1,
         control: if control.is_empty() { 0 } else { control.as_ptr() as usize },
@@ -286,6 +292,45 @@ pub fn recvmsg(fd: Fd, into: &mut [u8], control: &mut [u8], flags: i32) -> Resul
     };
     let n = pointed(nr::RECVMSG, [fd as usize, (&raw mut message) as usize, flags as usize])?;
     Ok((n, message.control_len, message.flags))
+}
+
+/// recvmmsg(2): up to `N` datagrams, each to `room` bytes of `into`, without waiting. `each` is told of every one: which
+/// it is, how many bytes it has, its sender's address and its control data.
+pub fn recvmmsg<const N: usize>(
+    fd: Fd,
+    into: &mut [u8],
+    room: usize,
+    mut each: impl FnMut(usize, usize, &[u8], &[u8]),
+) -> Outcome {
+    let mut names = [[0u8; 28]; N];
+    let mut controls = [[0u64; 8]; N];
+    let mut parts: [Iovec; N] = std::array::from_fn(|_| Iovec { base: 0, len: 0 });
+    for (part, place) in parts.iter_mut().zip(into.chunks_mut(room)) {
+        *part = Iovec { base: place.as_mut_ptr() as usize, len: place.len() };
+    }
+    let mut messages: [Received; N] = std::array::from_fn(|at| Received {
+        message: Message {
+            name: names.get_mut(at).map_or(0, |name| name.as_mut_ptr() as usize),
+            name_len: 28,
+            iov: parts.get(at).map_or(0, |part| std::ptr::from_ref(part) as usize),
+            iov_len: 1,
+            control: controls.get_mut(at).map_or(0, |control| control.as_mut_ptr() as usize),
+            control_len: 64,
+            flags: 0,
+        },
+        len: 0,
+    });
+    let n = pointed(nr::RECVMMSG, [fd as usize, messages.as_mut_ptr() as usize, N, 0x40, 0])?;
+    for (at, received) in messages.iter().take(n).enumerate() {
+        let len = (received.len as usize).min(room);
+        let mut control = [0u8; 64];
+        for (bytes, word) in control.chunks_exact_mut(8).zip(controls.get(at).into_iter().flatten()) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        let name = names.get(at).map_or(&[][..], |name| &name[..]);
+        each(at, len, name, control.get(..received.message.control_len).unwrap_or(&[]));
+    }
+    Ok(n)
 }
 
 /// One control message: level, type, and the payload rounded up as the kernel wants it (cmsg(3)).

@@ -7,7 +7,7 @@ use crate::sys::{self, Event, Fd};
 use std::time::{Duration, Instant};
 
 /// How long to look without sleeping.
-const SPIN: Duration = Duration::from_micros(40);
+const SPIN: Duration = Duration::from_micros(80);
 
 /// Whether there is more than one processor. To be asked before the sandbox, which does not tell.
 pub fn several() -> bool {

@@ -3,7 +3,7 @@
 //! What the real host would do by itself (a peer accepts, sends, closes, stops reading) is done here by calling
 //! a method; what epoll would report comes out of [`Simulated::event`].
 
-use super::{Datagram, Fault, Host, Peek, Ready, Sock};
+use super::{Datagram, Fault, Host, Inbox, Parcel, Peek, Ready, Sock};
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -28,6 +28,8 @@ pub struct Socket {
     pub sent: Vec<u8>,
     /// Stream bytes that wait for the engine.
     pub queue: VecDeque<u8>,
+    /// How often bytes were taken out of there.
+    pub discards: usize,
     /// How many more bytes the peer takes; counts down.
     pub room: usize,
     /// The engine has ended its side.
@@ -36,6 +38,8 @@ pub struct Socket {
     pub closed: Option<bool>,
     /// Datagrams that the engine sent, with their time to live.
     pub datagrams: Vec<(Vec<u8>, u8)>,
+    /// By how many calls.
+    pub sends: usize,
     /// The engine asked for keepalive.
     pub keepalive: bool,
     token: Option<u64>,
@@ -207,6 +211,7 @@ impl Host for Simulated {
     fn discard(&mut self, sock: Sock, n: usize) -> Result<(), ErrorKind> {
         assert!(n <= self.at(sock).queue.len(), "the engine takes only what is there");
         self.at(sock).queue.drain(..n);
+        self.at(sock).discards += 1;
         Ok(())
     }
 
@@ -236,7 +241,20 @@ impl Host for Simulated {
         }
     }
 
-    fn send_datagrams(&mut self, sock: Sock, data: &[u8], segment: usize, ttl: u8) -> Result<(), ErrorKind> {
+    fn adopt(&mut self, _: Sock, _: bool) {}
+
+    fn send_datagrams(
+        &mut self,
+        sock: Sock,
+        to: Option<SocketAddr>,
+        data: &[u8],
+        segment: usize,
+        ttl: u8,
+    ) -> Result<(), ErrorKind> {
+        self.at(sock).sends += 1;
+        if to.is_some() {
+            self.at(sock).to = to;
+        }
         let datagrams = &mut self.at(sock).datagrams;
         if data.is_empty() {
             datagrams.push((Vec::new(), ttl));
@@ -251,15 +269,14 @@ impl Host for Simulated {
         Ok(Some((data.len(), segment)))
     }
 
-    fn recv_from(&mut self, sock: Sock, into: &mut [u8]) -> Result<Option<(usize, SocketAddr)>, ErrorKind> {
-        let Some((data, _, Some(from))) = self.at(sock).inbox.pop_front() else { return Ok(None) };
-        into[..data.len()].copy_from_slice(&data);
-        Ok(Some((data.len(), from)))
-    }
-
-    fn send_to(&mut self, sock: Sock, data: &[u8], to: SocketAddr) -> Result<(), ErrorKind> {
-        self.at(sock).to = Some(to);
-        self.at(sock).datagrams.push((data.to_vec(), 0));
+    fn receive(&mut self, sock: Sock, inbox: &mut Inbox) -> Result<(), ErrorKind> {
+        inbox.bytes.clear();
+        inbox.parcels.clear();
+        while inbox.parcels.len() < Inbox::PARCELS {
+            let Some((data, segment, from)) = self.at(sock).inbox.pop_front() else { break };
+            inbox.parcels.push(Parcel { start: inbox.bytes.len(), len: data.len(), segment, from });
+            inbox.bytes.extend_from_slice(&data);
+        }
         Ok(())
     }
 

@@ -1,18 +1,18 @@
 //! A segment from the guest: is it acceptable, and what does it acknowledge?
 
 use super::{
-    ACK_OWED, AMBIGUOUS, FIN_ACKED, FIN_SENT, Fate, GUEST_FIN, Recovery, SACK, State, Tcb, Timer, seq,
+    ACK_OWED, AMBIGUOUS, FIN_ACKED, FIN_SENT, Fate, GUEST_FIN, Recovery, SACK, State, TIMED, Tcb, Timer, seq,
 };
 use super::{FIRST_RTO, MAX_RTO, MIN_RTO, SOON};
 use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
 use crate::slirp::host::Host;
-use crate::slirp::time::{NEVER, SEC, Time};
+use crate::slirp::time::{SEC, Time};
 use crate::slirp::wire::tcp::{self as wire, Tcp};
 
 /// A longer round trip than this is an outage, not a path.
-const MAX_SAMPLE: Time = 10 * SEC;
+const MAX_SAMPLE: u32 = 10 * SEC as u32;
 /// How many selectively acknowledged runs are remembered.
 const SACKED: usize = 64;
 
@@ -188,8 +188,7 @@ impl Tcb {
             None if lost => {
                 recovery.until = Some(nxt);
                 recovery.next = una;
-                self.timed_at = NEVER;
-                self.flags &= !AMBIGUOUS;
+                self.flags &= !(TIMED | AMBIGUOUS);
             }
             None => return,
             Some(_) => {}
@@ -221,11 +220,11 @@ impl Tcb {
     /// it was lost, and the timer is right: its doubling ends. If the answer takes its time, the path may be longer
     /// than the timer: that stays doubled until something is acknowledged that was sent once.
     pub(super) fn measure(&mut self, now: Time, ack: u32) {
-        if self.timed_at == NEVER || seq::before(ack, self.timed) {
+        if !self.has(TIMED) || seq::before(ack, self.timed) {
             return;
         }
-        let sent = std::mem::replace(&mut self.timed_at, NEVER);
-        let rtt = now.saturating_sub(sent).clamp(1, MAX_SAMPLE) as u32;
+        self.clear(TIMED);
+        let rtt = (now as u32).wrapping_sub(self.timed_at).clamp(1, MAX_SAMPLE);
         if self.has(AMBIGUOUS) {
             self.clear(AMBIGUOUS);
             if rtt <= SOON.max(self.srtt.saturating_mul(2)) {

@@ -3,7 +3,8 @@
 //! *Guest to host.* Data in order goes from the frame straight to `send`; what the host's socket does not take is
 //! pending, and the window closes by as much. Data behind a hole waits in `ooo` and is told of by SACK. One
 //! acknowledgement is sent for each flow when a batch of frames ends, or after each megabyte, and it says "the
-//! host's kernel has it". A FIN is acknowledged when everything before it is sent and `shutdown` was called.
+//! host's kernel has it". A FIN is acknowledged when everything before it is sent and `shutdown` was called. The
+//! window starts small and doubles whenever a good part of it is filled within one round trip.
 //!
 //! *Host to guest.* What the guest has not acknowledged stays in the host socket's own queue: it is looked at
 //! (`peek`) to be sent and to be sent again, and thrown away when acknowledged. So a flow needs no buffer, and
@@ -47,10 +48,14 @@ use std::collections::VecDeque;
 pub const SCALE: u8 = 7;
 /// Window offered at first.
 const FIRST_WINDOW: u32 = 256 << 10;
+/// A round trip is no less than this where the window's growth is concerned: clocks and wake-ups are no finer.
+const MIN_TRIP: u32 = 100;
 /// An acknowledgement is sent in the midst of a batch after so much data.
 const ACK_EVERY: u32 = 1 << 20;
 /// Acknowledged bytes are taken out of the host's queue when there are so many, while more are under way.
 const DISCARD_AT: u32 = 16 << 10;
+/// A path with a longer round trip holds much data.
+const LONG_TRIP: u32 = 2 * MS as u32;
 /// Retransmission timer before the first measurement (RFC 6298 §2.1).
 const FIRST_RTO: u32 = SEC as u32;
 /// Least retransmission timer.
@@ -144,14 +149,17 @@ pub struct Tcb {
     acked: u32,
     /// The window that we try to offer.
     target: u32,
+    /// Where the guest's data stood when the present round trip's count began, and when that was (low bits): see
+    /// `widen`.
+    counted: (u32, u32),
     /// Smoothed round trip, its deviation, and the timer; µs.
     srtt: u32,
     rttvar: u32,
     rto: u32,
     /// A segment ending here is being timed.
     timed: u32,
-    /// It was sent then; `NEVER` while none is.
-    timed_at: Time,
+    /// It was sent then (low bits), if [`TIMED`].
+    timed_at: u32,
     timer: Timer,
     deadline: Time,
     recovery: Option<Box<Recovery>>,
@@ -196,6 +204,8 @@ const CLOSED_FIRST: u16 = 2048;
 const TURN_OVER: u16 = 4096;
 /// What is being timed was sent again: whether its answer is to the first or the second sending, nobody knows.
 const AMBIGUOUS: u16 = 8192;
+/// A segment is being timed.
+const TIMED: u16 = 16384;
 
 impl Tcb {
     fn new(state: State, sock: Sock, iss: u32) -> Self {
@@ -212,11 +222,12 @@ impl Tcb {
             edge: 0,
             acked: 0,
             target: FIRST_WINDOW,
+            counted: (0, 0),
             srtt: 0,
             rttvar: 0,
             rto: FIRST_RTO,
             timed: 0,
-            timed_at: NEVER,
+            timed_at: 0,
             timer: Timer::Off,
             deadline: NEVER,
             recovery: None,
@@ -234,7 +245,8 @@ impl Tcb {
 
     /// The segment that ends at `end` is sent now: its answer measures the round trip.
     fn time(&mut self, end: u32, now: Time) {
-        (self.timed, self.timed_at) = (end, now);
+        (self.timed, self.timed_at) = (end, now as u32);
+        self.set(TIMED);
     }
 
     fn has(&self, flag: u16) -> bool {
@@ -381,7 +393,13 @@ impl Tcb {
         // With nothing under way no acknowledgement will come to raise the count. And the rest, however short, may
         // lie in one buffer with all that came before it: the host's kernel joins segments, frees them whole, and
         // would keep its window shut for ever.
-        let least = if self.inflight() == 0 { 1 } else { DISCARD_AT };
+        let least = match self.inflight() {
+            0 => 1,
+            // On a long path what is under way fills the queue, and the kernel makes the queue as large as what is
+            // taken out at once calls for, twice that: so a good part at once.
+            held if self.srtt > LONG_TRIP => DISCARD_AT.max(held / 2),
+            _ => DISCARD_AT,
+        };
         if self.discard(core, least).is_err() || self.pump(core, key).is_err() {
             return self.abort(core, key);
         }

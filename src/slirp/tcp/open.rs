@@ -85,6 +85,7 @@ impl Tcb {
         self.rcv_nxt = syn.seq.wrapping_add(1);
         self.edge = self.rcv_nxt;
         self.acked = self.rcv_nxt;
+        self.counted = (self.rcv_nxt, core.now as u32);
         self.snd_wnd = syn.window.into();
         self.max_wnd = self.snd_wnd;
         self.wl = (syn.seq, syn.ack);

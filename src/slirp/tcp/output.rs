@@ -1,13 +1,13 @@
 //! The host's data on its way to the guest.
 
 use super::{
-    CLOSED_FIRST, FIN_ACKED, FIN_HELD, FIN_SENT, GUEST_FIN, HANGUP, READABLE, TURN_OVER, Tcb, Timer, seq,
+    CLOSED_FIRST, FIN_ACKED, FIN_HELD, FIN_SENT, GUEST_FIN, HANGUP, READABLE, TIMED, TURN_OVER, Tcb, Timer,
+    seq,
 };
 use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
 use crate::slirp::host::{Host, Peek};
-use crate::slirp::time::NEVER;
 use crate::slirp::wire::tcp as wire;
 use std::io::ErrorKind;
 
@@ -55,7 +55,7 @@ impl Tcb {
                     self.snd_nxt = self.snd_nxt.wrapping_add(n);
                     self.traffic.received += u64::from(n);
                     // While a hole is being filled, acknowledgements wait for that.
-                    if self.timed_at == NEVER && self.recovery.as_ref().is_none_or(|r| r.until.is_none()) {
+                    if !self.has(TIMED) && self.recovery.as_ref().is_none_or(|r| r.until.is_none()) {
                         self.time(self.snd_nxt, core.now);
                     }
                     if self.timer != Timer::Retransmit {

@@ -1,6 +1,6 @@
 //! The guest's data on its way to the host's socket.
 
-use super::{ACK_EVERY, FIN_HELD, FULL, Fate, GUEST_FIN, SACK, Tcb, seq};
+use super::{ACK_EVERY, FIN_HELD, FULL, Fate, GUEST_FIN, MIN_TRIP, SACK, Tcb, seq};
 use crate::slirp::core::Core;
 use crate::slirp::device::Device;
 use crate::slirp::flow::Key;
@@ -185,11 +185,18 @@ impl Tcb {
         Fate::Keep
     }
 
-    /// A guest that fills a good part of its window gets a larger one.
+    /// A guest that fills a quarter of its window in one round trip gets twice as much: so it is never the window
+    /// that a sender in its slow start waits for, however long the path. On a short one a batch counts as a round trip.
     pub(super) fn widen<H: Host, D: Device>(&mut self, core: &Core<H, D>) {
-        let got = self.rcv_nxt.wrapping_sub(self.acked);
-        if got >= self.target / 4 && !self.has(FULL) && self.rcv_scale != 0 {
+        let (from, at) = self.counted;
+        let (now, trip) = (core.now as u32, self.srtt.max(MIN_TRIP));
+        let got = self.rcv_nxt.wrapping_sub(from);
+        let filled = got >= self.target / 4;
+        if filled && !self.has(FULL) && self.rcv_scale != 0 {
             self.target = (self.target * 2).min(core.config.limits.window);
+        }
+        if filled || now.wrapping_sub(at) >= trip {
+            self.counted = (self.rcv_nxt, now);
         }
     }
 }

@@ -171,6 +171,96 @@ fn udp_forward_knows_its_clients_apart() {
     assert_eq!((net.engine.flow_count(), net.host().sockets[listener as usize].closed), (0, Some(false)));
 }
 
+/// The frames that the engine made of datagrams: size of a segment (zero for a frame that is not cut) and data.
+fn frames(net: &mut Net) -> Vec<(u16, usize)> {
+    net.all().iter().map(|frame| (frame.meta.gso_size, frame.udp().1.len())).collect()
+}
+
+#[test]
+fn datagrams_that_come_together_leave_together() {
+    let mut net = Net::new();
+    net.datagram_to(server(), 1, b"x");
+    let come = |net: &mut Net, sizes: &[usize]| {
+        for size in sizes {
+            net.host().datagram(0, &vec![7; *size], *size, None);
+        }
+        net.step();
+        frames(net)
+    };
+    assert_eq!(come(&mut net, &[1400; 16]), [(1400, 22_400)]);
+    assert_eq!(
+        come(&mut net, &[1400; 100]),
+        [(1400, 63_000), (1400, 63_000), (1400, 14_000)],
+        "64 000 bytes"
+    );
+    assert_eq!(come(&mut net, &[10; 100]), [(10, 640), (10, 360)], "64 datagrams");
+    // A shorter one is the last, a longer one begins anew; so do empty ones and those that must be cut in fragments.
+    assert_eq!(
+        come(&mut net, &[900, 900, 30, 30, 900, 0, 900, 900]),
+        [(900, 1830), (0, 30), (0, 900), (0, 0), (900, 1800)]
+    );
+    for size in [3000, 3000] {
+        net.host().datagram(0, &vec![7; size], size, None);
+    }
+    net.step();
+    assert_eq!(net.all().iter().filter(|frame| frame.ip.unwrap().part.is_some()).count(), 6);
+    // What the kernel has joined is joined further.
+    net.host().datagram(0, &[7; 2000], 500, None);
+    net.host().datagram(0, &[7; 1100], 500, None);
+    net.host().datagram(0, &[7; 500], 500, None);
+    net.step();
+    assert_eq!(frames(&mut net), [(500, 3100), (0, 500)]);
+    net.engine.core.config.mtu = 1000;
+    assert_eq!(come(&mut net, &[972, 972]), [(972, 1944)]);
+
+    let mut net = Net::on(Config::default(), Capabilities { uso: false, ..Capabilities::ALL });
+    net.datagram_to(server(), 1, b"x");
+    assert_eq!(come(&mut net, &[1400; 3]), [(0, 1400); 3], "a device that does not cut");
+}
+
+#[test]
+fn udp_forward_takes_and_gives_many_at_once() {
+    let mut net = Net::new();
+    let listener = net.host().socket(None);
+    net.engine.add_forward(Forward { listener, tcp: false, to: "10.0.2.100:53".parse().unwrap() });
+    let clients: [SocketAddr; 2] = ["203.0.113.9:1".parse().unwrap(), "203.0.113.9:2".parse().unwrap()];
+    for client in clients {
+        for _ in 0..150 {
+            net.host().datagram(listener, &[5; 1000], 1000, Some(client));
+        }
+    }
+    // Told once, and its turns come until all is taken.
+    let (token, ready) = net.host().event().unwrap();
+    while net.host().event().is_some() {}
+    net.engine.host_event(token, ready);
+    while net.engine.busy() {
+        net.engine.advance(net.now);
+    }
+    let frames = net.all();
+    for client in clients {
+        let own = frames.iter().filter(|frame| frame.udp().0.src_port == client.port());
+        assert_eq!(own.map(|frame| frame.udp().1.len()).sum::<usize>(), 150_000);
+    }
+    assert!(frames.len() <= 10, "{}", frames.len());
+    let to = SocketAddr::new("203.0.113.9".parse().unwrap(), 2);
+    let ip = Ip::new(net.guest_ip(), to.ip(), ip::UDP);
+    let header = Udp { src_port: 53, dst_port: 2 }.emit(3000, 0);
+    let meta = VnetHeader {
+        flags: vnet::NEEDS_CSUM,
+        gso_type: vnet::GSO_UDP_L4,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 6,
+        ..VnetHeader::default()
+    };
+    let mut packet = vec![0; 20];
+    ip.emit_into(&mut packet, 3008);
+    let packet = [&packet[..], &header, &[6; 3000]].concat();
+    net.raw(meta, net.engine.core.config.mac, ethernet::IPV4, &packet);
+    let socket = &net.host().sockets[listener as usize];
+    assert_eq!((socket.to, socket.datagrams.len(), socket.sends), (Some(to), 3, 1));
+}
+
 #[test]
 fn case_27_echo_keeps_its_identifier_and_identifiers_are_reused() {
     let mut net = Net::new();

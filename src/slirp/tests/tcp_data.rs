@@ -1,6 +1,7 @@
 //! Data on an open connection: windows, probes, urgent data, the wrap of sequence numbers.
 
 use super::*;
+use crate::slirp::time::MS;
 use crate::slirp::wire::tcp::{PSH, RST, URG};
 use std::io::ErrorKind;
 
@@ -296,6 +297,73 @@ fn case_23_data_before_a_reset_still_arrives() {
     net.step();
     assert_eq!(net.recv_tcp().1, b"last words");
     assert_eq!(net.recv_tcp().0.flags & RST, RST);
+}
+
+/// Opens a connection over a path whose round trip takes so long.
+fn open_far(net: &mut Net, trip: Time) -> Conn {
+    let to: SocketAddr = SERVER.parse().unwrap();
+    let options = Tcp { mss: Some(1460), window_scale: Some(7), sack_permitted: true, ..Tcp::default() };
+    let syn = Tcp { src_port: GUEST_PORT, seq: IRS, flags: SYN, window: 65535, ..options };
+    net.segment_to(to, syn, b"");
+    let (answer, _) = net.recv_tcp();
+    let (seq, ack) = (answer.ack, answer.seq.wrapping_add(1));
+    let conn = Conn { to, port: GUEST_PORT, sock: 0, seq, ack, window: 1000 };
+    net.wait(trip);
+    conn.send(net, ACK, b"");
+    conn
+}
+
+/// The window that the engine offers after `rounds` round trips of `trip`, in each of which the guest sends as much
+/// as it may, up to `most` bytes, evenly spread.
+fn window_after(rounds: u32, trip: Time, most: usize) -> usize {
+    let mut net = Net::new();
+    let mut conn = open_far(&mut net, trip);
+    let (piece, mut window) = (vec![1; 60_000], 64_000);
+    for _ in 0..rounds {
+        let count = (window.min(most) / piece.len()).max(1) as u64;
+        for _ in 0..count {
+            net.wait(trip / count);
+            conn.say(&mut net, &piece);
+            let (told, _) = net.recv_tcp();
+            window = usize::from(told.window) << 7;
+        }
+    }
+    window
+}
+
+#[test]
+fn window_follows_what_a_guest_sends_in_a_round_trip() {
+    for trip in [MS, 100 * MS] {
+        // A sender that always fills it has all of it in some round trips, though no two frames come together.
+        assert!(window_after(8, trip, usize::MAX) > 8_000_000, "{trip}");
+        // One that sends little gets no more than it needs.
+        assert!(window_after(30, trip, 60_000) < 600_000, "{trip}");
+    }
+}
+
+#[test]
+fn much_is_taken_out_at_once_where_much_is_under_way() {
+    for (trip, most) in [(0, 100), (100 * MS, 12)] {
+        let mut net = Net::new();
+        let mut conn = open_far(&mut net, trip);
+        conn.window = 60_000;
+        conn.send(&mut net, ACK, b"");
+        net.host().feed(conn.sock, &vec![1; 4_000_000]);
+        net.step();
+        let frames = net.all();
+        assert!(frames.len() > 50);
+        for frame in frames {
+            conn.ack = conn.ack.wrapping_add(frame.tcp().1.len() as u32);
+            conn.send(&mut net, ACK, b"");
+        }
+        let socket = &net.host().sockets[0];
+        assert!(
+            socket.discards <= most && (trip != 0 || socket.discards > 50),
+            "{trip}: {}",
+            socket.discards
+        );
+        assert_eq!(socket.queue.len(), 0, "in the end all is taken out");
+    }
 }
 
 #[test]
