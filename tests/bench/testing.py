@@ -5,7 +5,9 @@
 Needs an installed release build, pytest-xdist, and PostgreSQL for two of the figures; a machine that is
 otherwise quiet, or ``chrt -r 1`` before it. What is compared takes
 turns (a bare test, one with a container, an isolated one, and again), so that whatever else happens on the
-machine happens to all; figures are medians, in milliseconds.
+machine happens to all; figures are medians, in milliseconds. unshare(1) takes part in each turn: machines are
+compared by the ratio to it. What a test leaves for the background to do is paid by those that come next: so
+there are figures of the same kind in a row, too. Targets have a verdict.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -48,7 +51,7 @@ def pytest_unconfigure(config):
             json.dump(taken, file)
 """
 TURNS = """
-import pytest
+import subprocess, pytest
 
 @pytest.mark.parametrize("number", range({rounds}))
 class TestTurns:
@@ -58,7 +61,16 @@ class TestTurns:
     def test_minimal(self, number, container): pass
     @pytest.mark.isolated
     def test_isolated(self, number): pass
+    def test_unshare(self, number):
+        assert subprocess.call(["unshare", "-Urmpfnui", "true"]) == 0
 """
+#: What is to be reached, at most.
+TARGETS = {
+    "container, over a bare test": 3.0,
+    "isolated, over a bare test": 5.0,
+    "PostgreSQL, ratio": 0.25,
+    "containers left": 0.0,
+}
 MANY = """
 import pytest
 
@@ -77,6 +89,16 @@ def pytest_run(directory: str, *args: str) -> str:
     return done.stdout
 
 
+def taken(kinds: str, rounds: int) -> dict[str, list[float]]:
+    """What tests of these kinds, which take turns, took; without the first."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "conftest.py").write_text(CONFTEST)
+        Path(directory, "test_turns.py").write_text(TURNS.format(rounds=rounds))
+        pytest_run(directory, "-k", kinds)
+        found = json.loads(Path(directory, "taken.json").read_text())
+    return {name.removeprefix("test_"): times[rounds // 10 + 1 :] for name, times in found.items()}
+
+
 def turns(rounds: int) -> dict[str, float]:
     """One test's set-up, call and tear-down, over that of a bare one right before it.
 
@@ -84,17 +106,23 @@ def turns(rounds: int) -> dict[str, float]:
     the expense of whatever comes next.
     """
     figures: dict[str, float] = {}
+    reference = " or unshare" if shutil.which("unshare") else ""
+    row = statistics.fmean(taken("bare", rounds)["bare"])
     for kind in ("container", "minimal", "isolated"):
-        with tempfile.TemporaryDirectory() as directory:
-            Path(directory, "conftest.py").write_text(CONFTEST)
-            Path(directory, "test_turns.py").write_text(TURNS.format(rounds=rounds))
-            pytest_run(directory, "-k", f"bare or test_{kind}")
-            taken = json.loads(Path(directory, "taken.json").read_text())
-        bare, times = (taken[f"test_{name}"][rounds // 10 + 1 :] for name in ("bare", kind))
-        over = [time - base for time, base in zip(times, bare, strict=True)]
-        figures["bare test"] = statistics.median(bare)
-        figures[f"{kind}, over a bare test"] = statistics.median(over)
-        figures[f"{kind}, over a bare test, best tenth"] = statistics.quantiles(over, n=10)[0]
+        times = taken(f"bare or test_{kind}{reference}", rounds)
+        over = {
+            name: [time - base for time, base in zip(these, times["bare"], strict=True)]
+            for name, these in times.items()
+        }
+        figures["bare test"] = statistics.median(times["bare"])
+        figures[f"{kind}, over a bare test"] = statistics.median(over[kind])
+        figures[f"{kind}, over a bare test, best tenth"] = statistics.quantiles(over[kind], n=10)[0]
+        if reference:
+            figures["unshare(1), over a bare test"] = statistics.median(over["unshare"])
+            ratios = [one / other for one, other in zip(over[kind], over["unshare"], strict=True)]
+            figures[f"{kind}, over unshare(1)"] = statistics.median(ratios)
+        in_a_row = taken(f"test_{kind}", rounds)[kind]
+        figures[f"{kind} in a row, over bare in a row, mean"] = statistics.fmean(in_a_row) - row
     return figures
 
 
@@ -176,7 +204,10 @@ def main() -> None:
         print(json.dumps(figures, indent=2))
         return
     for name, value in figures.items():
-        print(f"{name:<48} {value:10.2f}")
+        verdict = ""
+        if name in TARGETS:
+            verdict = f"  <= {TARGETS[name]:g}: {'yes' if value <= TARGETS[name] else 'MISSED'}"
+        print(f"{name:<52} {value:10.2f}{verdict}")
 
 
 if __name__ == "__main__":
