@@ -39,7 +39,7 @@ impl Beside {
             len: 0,
             alive: AtomicU32::new(0),
             present: 0,
-            fds: Descriptors::NONE,
+            fds: Descriptors::UNSET,
             left: None,
         }
     }

@@ -25,9 +25,8 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// No descriptors.
-    pub const NONE: Self =
-        Self { stdio: [-1; 3], status: -1, confirm: -1, memfd: -1, target: -1, pass: [-1; p::PASS] };
+    /// Nobody's yet: all zeros, so that a static of it costs no memory.
+    pub const UNSET: Self = Self { stdio: [0; 3], status: 0, confirm: 0, memfd: 0, target: 0, pass: [0; p::PASS] };
 
     /// Reads the order: stdio, status, confirm?, memfd?, target? (enter), passed ones.
     pub fn of(request: &Request, fds: &[i32; p::FDS]) -> Self {

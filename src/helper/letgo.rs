@@ -8,20 +8,22 @@
 //! Until then PID 1 has CAP_SYS_ADMIN, whatever the container is given, and what it takes to give that up; its first
 //! program gives both up for itself. Runs inside the container, in PID 1 and in its first child.
 
+use core::num::NonZeroU64;
+
 use crate::kernel;
 use crate::protocol as p;
 use crate::raw::{call, nr};
 
-const CAP_SETPCAP: usize = 8;
-const CAP_SYS_ADMIN: usize = 21;
+const CAP_SETPCAP: u8 = 8;
+const CAP_SYS_ADMIN: u8 = 21;
 
-/// What is still to be let go of.
+/// What is still to be let go of. Its absence is all zeros: it lies in statics that cost no memory until they are used.
 #[derive(Clone, Copy)]
 pub struct Left {
     /// The mount id of the host's root.
-    mount: u64,
-    /// What goes with it: CAP_SYS_ADMIN, and CAP_SETPCAP after it.
-    with_it: [Option<usize>; 2],
+    mount: NonZeroU64,
+    /// What goes with it: CAP_SYS_ADMIN, and CAP_SETPCAP after it; 0 for neither.
+    with_it: [u8; 2],
 }
 
 impl Left {
@@ -30,18 +32,17 @@ impl Left {
         if !present.contains(&p::LET_GO) {
             return None;
         }
-        let said = |word: u8, capability: usize| present.contains(&word).then_some(capability);
+        let said = |word: u8, capability: u8| if present.contains(&word) { capability } else { 0 };
         let with_it = [said(p::FOR_THAT_ALONE, CAP_SYS_ADMIN), said(p::TO_GIVE_UP, CAP_SETPCAP)];
-        let left = Self { mount: kernel::mount_id(c"/.."), with_it };
-        if left.mount != 0 {
-            return Some(left);
+        if let Some(mount) = NonZeroU64::new(kernel::mount_id(c"/..")) {
+            return Some(Self { mount, with_it });
         }
-        left.let_go();
+        Self { mount: NonZeroU64::MAX, with_it }.let_go();
         None
     }
 
     fn capabilities(self) -> impl Iterator<Item = usize> {
-        self.with_it.into_iter().flatten()
+        self.with_it.into_iter().filter(|one| *one != 0).map(usize::from)
     }
 
     /// In PID 1. Where it fails there must be no container.
@@ -60,7 +61,7 @@ impl Left {
         if self.capabilities().any(|one| kernel::bound_without(one).is_err()) {
             kernel::exit(1);
         }
-        while kernel::mount_id(c"/..") == self.mount {
+        while kernel::mount_id(c"/..") == self.mount.get() {
             // SAFETY: no pointer.
             let _ = unsafe { call(nr::SCHED_YIELD, []) };
         }
