@@ -85,8 +85,10 @@ pub fn main(present: &[u8]) -> ! {
     }
 
     init.left = Left::of(present);
-    if init.left.is_none() {
-        kernel::default_signals();
+    match init.left {
+        None => kernel::default_signals(),
+        // The others can wait. But whoever ignores this one never hears how his children end.
+        Some(_) => kernel::default_signal(kernel::SIGCHLD),
     }
 
     let watch = |fd: i32| PollFd { fd: if has(fd) { fd } else { -1 }, events: kernel::POLLIN, revents: 0 };

@@ -157,11 +157,16 @@ pub fn next_signal(fd: i32) -> Option<i32> {
 /// Unblocks all signals and gives each its default action, as a new program expects: Python ignores SIGPIPE,
 /// nohup(1) SIGHUP, and an ignored signal stays ignored across execve(2).
 pub fn default_signals() {
-    let action = [0usize; 4];
-    for signal in 1..=64usize {
-        // SAFETY: a zeroed sigaction is SIG_DFL. SIGKILL and SIGSTOP are refused, which is fine.
-        let _ = unsafe { call(nr::RT_SIGACTION, [signal, &raw const action as usize, 0, 8]) };
+    for signal in 1..=64 {
+        default_signal(signal); // SIGKILL and SIGSTOP are refused, which is fine
     }
+}
+
+/// Gives one signal its default action.
+pub fn default_signal(signal: i32) {
+    let action = [0usize; 4];
+    // SAFETY: a zeroed sigaction is SIG_DFL.
+    let _ = unsafe { call(nr::RT_SIGACTION, [signal as usize, &raw const action as usize, 0, 8]) };
 }
 
 pub fn unblock_signals() {
