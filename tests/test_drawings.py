@@ -376,12 +376,17 @@ def test_a_network_is_drawn_with_what_its_links_do() -> None:
         net.node("spare").clear()
         inside(pids["web"], "ping", "-c1", "-W1", str(net.members["db"].address))
         inside(pids["web"], "ping", "-c1", "-W1", str(net.members["spare"].address))
-        text = net.draw(counters=True).text
-        passed = net.link("web", "db", both=False).stats.packets
-        assert f"\n  web → db: {passed} packets" in text
-        cut = net.link("web", "spare", both=False).stats.dropped["cut"]
-        assert cut > 0
-        assert f"web → spare: cut, nothing passes (0 packets, {cut} cut off)" in text
+
+        def counted() -> tuple[int, int]:
+            passed = net.link("web", "db", both=False).stats.packets
+            return passed, net.link("web", "spare", both=False).stats.dropped["cut"]
+
+        before, text, after = counted(), net.draw(counters=True).text, counted()
+        assert before[1] > 0
+        # Neighbours are looked for at any moment, so the numbers lie between.
+        passed, cut = (range(least, most + 1) for least, most in zip(before, after, strict=True))
+        assert any(f"\n  web → db: {number} packets" in text for number in passed)
+        assert any(f"nothing passes (0 packets, {number} cut off)" in text for number in cut)
         net.heal()
         net.link("db", "web").clear()
         assert "cut" not in net.draw().text
