@@ -197,6 +197,9 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
 
     let errno = shared.errno.load(Ordering::Relaxed);
     if result.is_ok() && errno == 0 && !interrupted {
+        if steps.iter().any(|step| matches!(&step.op, Op::Unshare { namespaces } if namespaces.has(Kind::Time))) {
+            time_entered(pid);
+        }
         return Ok(Started { pid, pidfd, trace: trace(&shared), cgroup });
     }
     let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
@@ -213,6 +216,19 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
     let step = shared.step.load(Ordering::Relaxed) as usize;
     let name = child::syscall_name(shared.syscall.load(Ordering::Relaxed));
     Err(plan.failure(step, name, Errno::from_raw(errno), note(shared)))
+}
+
+/// Waits until the child is in its time namespace: execve(2) lets the caller go on before it moves the child there
+/// (`exec_mmap` before `exec_task_namespaces` in the kernel's fs/exec.c), and who looks at once would see the old one.
+fn time_entered(pid: i32) {
+    let link = |name| std::fs::read_link(format!("/proc/{pid}/ns/{name}"));
+    // A child that has ended, or whose links are not for us to read, has none to wait for.
+    while let (Ok(now), Ok(soon)) = (link("time"), link("time_for_children")) {
+        if now == soon {
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
 }
 
 /// What each step took. The last one ends in execve and leaves no time: it lasts until now.
