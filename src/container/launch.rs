@@ -197,7 +197,10 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
 
     let errno = shared.errno.load(Ordering::Relaxed);
     if result.is_ok() && errno == 0 && !interrupted {
-        if steps.iter().any(|step| matches!(&step.op, Op::Unshare { namespaces } if namespaces.has(Kind::Time))) {
+        if steps
+            .iter()
+            .any(|step| matches!(&step.op, Op::Unshare { namespaces } if namespaces.has(Kind::Time)))
+        {
             time_entered(pid);
         }
         return Ok(Started { pid, pidfd, trace: trace(&shared), cgroup });
