@@ -5,6 +5,8 @@ That nothing is left, and that no process was started, is looked after by ``conf
 
 from __future__ import annotations
 
+import ast
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -284,6 +286,83 @@ def in_a_fork(container: r2d2.Container) -> list[str]:
 
 #: uses() that change or ask the container; pid and namespaces only say what is known.
 ASKED = [0, 1, 4, 5, 6, 8, 9]
+
+
+WORDS: list[dict[str, Any]] = [
+    {},
+    {"hostname": "other"},
+    {"env": {"A": "1"}},
+    {"env": {"A": "2"}},
+    {"workdir": "/tmp"},
+    {"readonly": True},
+    {"readonly": 1},
+    {"tmpfs_size": "1m"},
+    {"tmpfs_size": 1},
+    {"cap_add": ["NET_ADMIN"]},
+    {"cap_drop": ["ALL"]},
+    {"no_new_privs": False},
+    {"clock_offsets": 5},
+    {"clock_offsets": (5, 6)},
+    {"extra_hosts": {"db": "10.0.0.2"}},
+    {"proc": "none"},
+    {"network": "host"},
+    {"mounts": ["/etc:/x"]},
+    {"limits": {"rlimits": {"nofile": 64}}},
+    {"limits": {"rlimits": {"nofile": 65}}},
+]
+
+
+def test_what_is_remembered_is_what_would_be_worked_out(image: r2d2.Image) -> None:
+    """The words of a container are checked once for all containers of the same words."""
+    first = [r2d2.Container(image, name="one", **words) for words in WORDS]
+    worked_out = [container.explain() for container in first]
+    for _ in range(2):
+        for words, container, steps in zip(WORDS, first, worked_out, strict=True):
+            again = r2d2.Container(image, name="one", **words)
+            assert again.spec == container.spec
+            assert [type(word) for word in again.spec] == [type(word) for word in container.spec]
+            # A cgroup's name is each container's own.
+            assert [step.title for step in again.explain()] == [step.title for step in steps]
+    assert len({repr(container.spec) for container in first}) == len(WORDS)
+
+
+def test_words_that_change_are_read_again(image: r2d2.Image) -> None:
+    env, hosts, drop = {"A": "1"}, {"db": "10.0.0.2"}, ["NET_RAW"]
+    keywords: dict[str, Any] = {"env": env, "extra_hosts": hosts, "cap_drop": drop}
+    before = r2d2.Container(image, **keywords).spec
+    env["A"], hosts["db"] = "2", "10.0.0.3"
+    drop.append("CHOWN")
+    after = r2d2.Container(image, **keywords).spec
+    assert (before.env, before.extra_hosts, before.cap_drop) == (
+        (("A", "1"),),
+        (("db", "10.0.0.2"),),
+        ("NET_RAW",),
+    )
+    assert (after.env, after.extra_hosts, after.cap_drop) == (
+        (("A", "2"),),
+        (("db", "10.0.0.3"),),
+        ("NET_RAW", "CHOWN"),
+    )
+
+
+def test_the_ids_of_another_user_namespace(image: r2d2.Image) -> None:
+    """Whoever changes the user namespace between two containers has other ids for the second."""
+    here = r2d2.Container(image, userns="single")._resolve().idmap()
+    assert here == ([(0, os.geteuid(), 1)], [(0, os.getegid(), 1)])
+    reader, writer = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            assert ctypes.CDLL(None).unshare(0x10000000) == 0  # CLONE_NEWUSER
+            ids = (os.geteuid(), os.getegid())
+            there = r2d2.Container(image, userns="single")._resolve().idmap()
+            os.write(writer, repr((ids, there)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader) as file:
+        (uid, gid), there = ast.literal_eval(file.read())
+    assert there == ([(0, uid, 1)], [(0, gid, 1)])
 
 
 def test_a_fork_of_the_caller(image: r2d2.Image) -> None:

@@ -393,6 +393,10 @@ class Spec:
         """
         Which limit is bound by what: `[(resource, by)]`, and what is not: `[(resource, why)]`.
         """
+    def named(self, /, name: str) -> Spec:
+        """
+        The same, without limits, under another name; what it takes from the calling process (its ids) is read anew.
+        """
     def notes(self, /) -> list[str]:
         """
         Notes on what differs from what might be expected.

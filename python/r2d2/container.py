@@ -12,23 +12,7 @@ from . import _core
 from .errors import CommandTimeout, ContainerClosed, SetupError, SpecError, command_error
 from .image import Image, image_of
 from .process import PIPE, CompletedProcess, Process
-from .spec import (
-    ContainerSpec,
-    Limits,
-    Mount,
-    StrPath,
-    check_hostname,
-    check_name,
-    clock_offsets_of,
-    environment,
-    fall_back,
-    hosts_of,
-    limits as limits_of,
-    mounts as mounts_of,
-    namespaces_of,
-    resolve,
-    size_in_bytes,
-)
+from .spec import Limits, Mount, StrPath, check, check_name, fall_back, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -53,7 +37,6 @@ if TYPE_CHECKING:
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORKS = ("none", "host", "slirp", "bridge", "slirp4netns", "pasta")
-_STORAGE = ("auto", "tmpfs", "disk")
 _numbers = count(1)
 
 
@@ -156,40 +139,14 @@ class Container:
 
             slirp, published = options_of(network, ports, _NETWORKS)
             network = "bridge" if hasattr(slirp, "forward") else "slirp"
-        if storage not in _STORAGE:
-            raise SpecError(f"storage={storage!r}: one of {', '.join(map(repr, _STORAGE))}")
-        if storage == "disk" and tmpfs_size is not None:
-            raise SpecError("tmpfs_size: the upper layer is on disk")
-        if (upper is None) != (work is None):
-            raise SpecError("upper and work go together: overlayfs needs both, on one file system")
-        if not os.fspath(workdir).startswith("/"):
-            raise SpecError(f"workdir={os.fspath(workdir)!r}: an absolute path inside the container")
-        for what, value in (("cap_add", cap_add), ("cap_drop", cap_drop)):
-            if isinstance(value, str):
-                raise SpecError(f"{what}={value!r}: a list of capabilities, not one string")
-        self.spec = ContainerSpec(
+        checked = check(
+            hostname, user, env, workdir, network, None if mounts == () else mounts, limits, readonly, userns,
+            None if cap_add == () else cap_add, None if cap_drop == () else cap_drop, no_new_privs, proc,
+            storage, tmpfs_size, upper, work, clock_offsets, extra_hosts,
+        )  # fmt: skip
+        self.spec = checked._replace(
             image=image_of(image),
             name=check_name(name) if name is not None else f"{os.getpid()}-{next(_numbers)}",
-            hostname=check_hostname(hostname),
-            user=user,
-            env=environment(env),
-            workdir=os.fspath(workdir),
-            network=network,
-            mounts=mounts_of(mounts),
-            limits=limits_of(limits),
-            readonly=readonly,
-            userns=userns,
-            namespaces=namespaces_of(network, userns, clock_offsets is not None),
-            cap_add=tuple(cap_add),
-            cap_drop=tuple(cap_drop),
-            no_new_privs=no_new_privs,
-            proc=proc,
-            storage=storage,
-            tmpfs_size=None if tmpfs_size is None else size_in_bytes(tmpfs_size, "tmpfs_size"),
-            upper=None if upper is None else os.fspath(upper),
-            work=None if work is None else os.fspath(work),
-            clock_offsets=clock_offsets_of(clock_offsets),
-            extra_hosts=hosts_of(extra_hosts),
             slirp=slirp,
             ports=published,
             resolvers=tuple(str(member.network.resolver) for member in self._members),

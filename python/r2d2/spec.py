@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
 from .errors import SpecError
+from .image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .bridge import Bridge
-    from .image import Image
     from .netspec import Slirp
     from .network import Publish
 
@@ -101,6 +101,9 @@ class Limits(NamedTuple):
     rlimits: tuple[tuple[str, int], ...] = ()
 
 
+_UNLIMITED = Limits()
+
+
 class ContainerSpec(NamedTuple):
     """Everything that makes a container, filled in by ``Container(**keywords)``; unlike one it pickles."""
 
@@ -154,6 +157,8 @@ class _CoreLimits(NamedTuple):
     best_effort: bool
 
 
+_NO_IMAGE = Image("empty", name="none")
+_STORAGE = ("auto", "tmpfs", "disk")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -200,7 +205,7 @@ def hosts_of(hosts: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def mounts(items: Iterable[Any]) -> tuple[Mount, ...]:
+def mounts_of(items: Iterable[Any]) -> tuple[Mount, ...]:
     """``Mount`` objects, ``"SRC:DST:ro"`` strings, or tuples of a Mount's fields."""
     if isinstance(items, str):
         raise SpecError(f"mounts={items!r}: a list of mounts, not one string")
@@ -220,7 +225,7 @@ def mounts(items: Iterable[Any]) -> tuple[Mount, ...]:
     return tuple(result)
 
 
-def limits(value: Limits | Mapping[str, Any] | None) -> Limits:
+def limits_of(value: Limits | Mapping[str, Any] | None) -> Limits:
     """A ``Limits``, or a mapping with its fields."""
     if value is None:
         return Limits()
@@ -257,6 +262,80 @@ def namespaces_of(network: str, userns: str, clock: bool) -> tuple[str, ...]:
     if clock:
         kinds.append("time")
     return tuple(kinds)
+
+
+#: Types of words that cannot change.
+_CONSTANT = frozenset({str, int, bool, type(None)})
+
+
+def check(*values: Any) -> ContainerSpec:
+    """The words of a container, checked; its image, name and network are still to be filled in.
+
+    Takes ``Container``'s keywords, in the order of :func:`_check`. Who starts a thousand containers says the
+    same a thousand times: words that cannot change are checked once.
+    """
+    return _checked(*values) if _CONSTANT.issuperset(map(type, values)) else _check(*values)
+
+
+def _check(
+    hostname: str,
+    user: str | int | None,
+    env: Mapping[str, str] | Iterable[tuple[str, str]] | None,
+    workdir: StrPath,
+    network: str,
+    mounts: Iterable[Any] | None,
+    limits: Limits | Mapping[str, Any] | None,
+    readonly: bool,
+    userns: str,
+    cap_add: Iterable[str] | None,
+    cap_drop: Iterable[str] | None,
+    no_new_privs: bool,
+    proc: str,
+    storage: str,
+    tmpfs_size: int | str | None,
+    upper: StrPath | None,
+    work: StrPath | None,
+    clock_offsets: Any,
+    extra_hosts: Mapping[str, str] | None,
+) -> ContainerSpec:
+    if storage not in _STORAGE:
+        raise SpecError(f"storage={storage!r}: one of {', '.join(map(repr, _STORAGE))}")
+    if storage == "disk" and tmpfs_size is not None:
+        raise SpecError("tmpfs_size: the upper layer is on disk")
+    if (upper is None) != (work is None):
+        raise SpecError("upper and work go together: overlayfs needs both, on one file system")
+    if not os.fspath(workdir).startswith("/"):
+        raise SpecError(f"workdir={os.fspath(workdir)!r}: an absolute path inside the container")
+    for what, value in (("cap_add", cap_add), ("cap_drop", cap_drop)):
+        if isinstance(value, str):
+            raise SpecError(f"{what}={value!r}: a list of capabilities, not one string")
+    return ContainerSpec(
+        image=_NO_IMAGE,
+        name="",
+        hostname=check_hostname(hostname),
+        user=user,
+        env=environment(env),
+        workdir=os.fspath(workdir),
+        network=network,
+        mounts=mounts_of(mounts or ()),
+        limits=limits_of(limits),
+        readonly=readonly,
+        userns=userns,
+        namespaces=namespaces_of(network, userns, clock_offsets is not None),
+        cap_add=tuple(cap_add or ()),
+        cap_drop=tuple(cap_drop or ()),
+        no_new_privs=no_new_privs,
+        proc=proc,
+        storage=storage,
+        tmpfs_size=None if tmpfs_size is None else size_in_bytes(tmpfs_size, "tmpfs_size"),
+        upper=None if upper is None else os.fspath(upper),
+        work=None if work is None else os.fspath(work),
+        clock_offsets=clock_offsets_of(clock_offsets),
+        extra_hosts=hosts_of(extra_hosts),
+    )
+
+
+_checked = functools.lru_cache(maxsize=64, typed=True)(_check)
 
 
 def id_map(userns: str) -> str | None:
@@ -359,6 +438,23 @@ def resolve(spec: ContainerSpec, group: str) -> _core.Spec:
         SpecError: an argument that can never work.
         UnsupportedError: something that this host cannot do, such as a limit that would not bind.
     """
+    upper, work = _upper(spec)
+    idmap, proc = id_map(spec.userns), _proc(spec)
+    if upper is None and not spec.mounts and spec.network == "none" and spec.limits == _UNLIMITED:
+        words = spec._replace(name="", user=None, env=(), workdir="")
+        return _alike(words, idmap, proc).named(group)
+    return _resolve(spec, group, upper, work, idmap, proc)
+
+
+@functools.lru_cache(maxsize=64)
+def _alike(words: ContainerSpec, idmap: str | None, proc: str) -> _core.Spec:
+    """What containers share that are described by the same words alone: nothing of it is looked up anew."""
+    return _resolve(words, "alike", None, None, idmap, proc)
+
+
+def _resolve(
+    spec: ContainerSpec, group: str, upper: bytes | None, work: bytes | None, idmap: str | None, proc: str
+) -> _core.Spec:
     limits = spec.limits
     rlimits = []
     for name, value in limits.rlimits:
@@ -368,18 +464,17 @@ def resolve(spec: ContainerSpec, group: str) -> _core.Spec:
         if number is None or not isinstance(value, int):
             raise SpecError(f"rlimit {name!r}={value!r}: a name of getrlimit(2) without RLIMIT_, and an int")
         rlimits.append((number, value if value >= 0 else 2**64 - 1))
-    upper, work = _upper(spec)
     return _core.Spec(
         name=group,
         namespaces=list(spec.namespaces),
-        idmap=id_map(spec.userns),
+        idmap=idmap,
         root=spec.image.kind,
         layers=[os.fsencode(layer) for layer in spec.image.layers],
         upper=upper,
         work=work,
         tmpfs_size=spec.tmpfs_size,
         readonly=spec.readonly,
-        proc=_proc(spec),
+        proc=proc,
         system=True,
         masked=True,
         hostname=spec.hostname.encode() if spec.hostname else None,

@@ -97,7 +97,7 @@ class State(NamedTuple):
 
     def spec(self, default: ContainerSpec) -> ContainerSpec:
         """As the container was started, as far as the fields have the type that they must have."""
-        from .spec import mounts
+        from .spec import mounts_of
 
         known: dict[str, Any] = {}
         for field in ("hostname", "workdir", "network", "userns", "proc", "storage", "upper", "work"):
@@ -110,7 +110,7 @@ class State(NamedTuple):
             known["user"] = self.kept["user"]
         for field in ("env", "extra_hosts"):
             known[field] = tuple((str(key), str(value)) for key, value in self.kept.get(field) or ())
-        known["mounts"] = mounts(tuple(mount) for mount in self.kept.get("mounts") or ())
+        known["mounts"] = mounts_of(tuple(mount) for mount in self.kept.get("mounts") or ())
         return default._replace(
             **{field: value for field, value in known.items() if field in default._fields}
         )

@@ -44,6 +44,28 @@ pub(super) fn namespaces(names: &[String]) -> Result<Namespaces> {
 #[pyclass(frozen, module = "r2d2._core")]
 pub(super) struct Spec {
     pub(super) spec: core::Spec,
+    /// What the id map was made from.
+    userns: Option<String>,
+}
+
+fn id_map(userns: Option<&str>) -> Result<Option<IdMap>> {
+    match userns {
+        None => Ok(None),
+        Some("identity") => IdMap::identity().map(Some),
+        Some("single") => Ok(Some(IdMap::single())),
+        Some("subuid") => IdMap::delegated().map(Some),
+        Some(other) => {
+            Err(Error::spec(format!("userns {other:?}: not one of auto, identity, single, subuid, host")))
+        }
+    }
+}
+
+fn ids(idmap: Option<&IdMap>) -> cgroup::Ids {
+    match idmap {
+        None => cgroup::Ids::Host,
+        Some(map) if map.uids.len() == 1 && map.uids[0].count == 1 => cgroup::Ids::Single,
+        Some(_) => cgroup::Ids::Range,
+    }
 }
 
 /// `(inside, outside, count)`.
@@ -118,22 +140,10 @@ impl Spec {
             "chroot" => Root::Chroot(layers.into_iter().next().unwrap_or_default()),
             other => return Err(Error::spec(format!("root {other:?}")).into()),
         };
-        let idmap = py.detach(|| match idmap.as_deref() {
-            None => Ok(None),
-            Some("identity") => IdMap::identity().map(Some),
-            Some("single") => Ok(Some(IdMap::single())),
-            Some("subuid") => IdMap::delegated().map(Some),
-            Some(other) => {
-                Err(Error::spec(format!("userns {other:?}: not one of auto, identity, single, subuid, host")))
-            }
-        })?;
-        let ids = match &idmap {
-            None => cgroup::Ids::Host,
-            Some(map) if map.uids.len() == 1 && map.uids[0].count == 1 => cgroup::Ids::Single,
-            Some(_) => cgroup::Ids::Range,
-        };
+        let userns = idmap;
+        let idmap = py.detach(|| id_map(userns.as_deref()))?;
         let limits = limits.map(LimitsIn::limits).unwrap_or_default();
-        let cgroup = py.detach(|| cgroup::plan(&name, &limits, ids))?;
+        let cgroup = py.detach(|| cgroup::plan(&name, &limits, ids(idmap.as_ref())))?;
         let upper = match (upper, work) {
             (Some(upper), Some(work)) => Upper::Directory { upper: path(&upper), work: path(&work) },
             (Some(upper), None) => Upper::Disk(path(&upper)),
@@ -167,7 +177,15 @@ impl Spec {
             no_new_privs,
             clock_offsets,
         };
-        Ok(Self { spec })
+        Ok(Self { spec, userns })
+    }
+
+    /// The same, without limits, under another name; what it takes from the calling process (its ids) is read anew.
+    fn named(&self, py: Python<'_>, name: String) -> PyResult<Self> {
+        let idmap = py.detach(|| id_map(self.userns.as_deref()))?;
+        let cgroup = cgroup::plan(&name, &cgroup::Limits::default(), ids(idmap.as_ref()))?;
+        let spec = core::Spec { name, idmap, cgroup, ..self.spec.clone() };
+        Ok(Self { spec, userns: self.userns.clone() })
     }
 
     /// The steps that starting it takes, as data; nothing is carried out.
