@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -226,6 +227,30 @@ def test_somebody_elses_upper(image: r2d2.Image, tmp_path: Path) -> None:
     for upper, work in (("/usr", tmp_path / "mine"), (tmp_path / "mine", "/usr")):
         with pytest.raises(r2d2.ImageError, match=r"/usr: .* cannot be written: Permission denied"):
             r2d2.Container(image, upper=upper, work=work).start()
+
+
+@pytest.mark.parametrize("word", ["stdin", "stdout", "bufsize", "pass_fds", "cwd"])
+def test_what_goes_wrong_while_the_container_is_made(word: str, image: r2d2.Image) -> None:
+    """A program is prepared beside the start of its container: what is wrong with it ends both."""
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises((TypeError, AttributeError, ValueError)):
+        r2d2.run(["true"], image=image, **{word: object()})
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert r2d2.run(["true"], image=image).returncode == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_program_whose_container_is_refused(image: r2d2.Image) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        with pytest.raises(r2d2.SetupError, match=r"step \d+ of \d+"):
+            r2d2.run(
+                ["true"], image=image, capture_output=True, input=b"x", mounts=["/dev/null:/etc/hosts/x"]
+            )
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_lives(image: r2d2.Image) -> None:

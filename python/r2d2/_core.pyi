@@ -5,9 +5,9 @@ The extension module `r2d2._core`.
 
 from _typeshed import Incomplete, SupportsGetItem
 from os import PathLike
-from typing import Final, SupportsFloat, SupportsIndex, final
+from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["PROFILE", "Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "SpareEngine", "Spawned", "Spec", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "spawn", "start", "start_detached"]
+__all__ = ["PROFILE", "Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "SpareEngine", "Spawned", "Spec", "Starting", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "spawn", "start", "start_detached"]
 
 PROFILE: Final[str]
 """
@@ -411,6 +411,16 @@ class Spec:
         """
 
 @final
+class Starting:
+    """
+    A container that is being started.
+    """
+    def exec(self, /, command: Command, stdio: tuple[SupportsIndex, SupportsIndex, SupportsIndex]) -> Process:
+        """
+        Asks for the program that starts with it, once.
+        """
+
+@final
 class StepInfo:
     """
     One step of a plan.
@@ -535,9 +545,10 @@ def spawn(spec: Spec, command: Command, stdio: tuple[SupportsIndex, SupportsInde
     without a fork.
     """
 
-def start(spec: Spec, first: Command | None = None, stdio: tuple[SupportsIndex, SupportsIndex, SupportsIndex] = ...) -> tuple[Handle, Process | None]:
+def start(spec: Spec, first: Any | None = None) -> Handle:
     """
-    Starts a container; with `first` also a program in it, whose standard descriptors are `stdio`.
+    Starts a container. `first` is called with a `Starting` while it is made, to ask for a program that starts with it;
+    what it raises ends the start.
     """
 
 def start_detached(spec: Spec, listen: SupportsIndex, exit: SupportsIndex, remove: SupportsGetItem[int, SupportsIndex] | None = None) -> Handle:

@@ -6,12 +6,12 @@ import os
 import subprocess
 import threading
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _core
 from .errors import CommandTimeout, ContainerClosed, SetupError, SpecError, command_error
 from .image import Image, image_of
-from .process import PIPE, CompletedProcess, Process
+from .process import PIPE, CompletedProcess, Process, check_program
 from .spec import Limits, Mount, StrPath, check, check_name, fall_back, resolve
 
 if TYPE_CHECKING:
@@ -194,24 +194,24 @@ class Container:
 
             member.reserve(self)
             try:
-                self._start(None, (-1, -1, -1))
+                self._start()
             except BaseException:
                 member.release(self)
                 raise
             member.connect(self)
             return self
         if self.spec.slirp is None or self._handle is not None:
-            self._start(None, (-1, -1, -1))
+            self._start()
             return self
         from .network import connect, spare
 
         self._resolve()  # what can never work is said before a process is started
         with spare(self.spec.slirp) as engine:
-            self._start(None, (-1, -1, -1))
+            self._start()
             connect(self, self.spec.slirp, engine)
         return self
 
-    def _start(self, first: _core.Command | None, stdio: tuple[int, int, int]) -> _core.Process | None:
+    def _start(self, first: Callable[[_core.Starting], None] | None = None) -> None:
         with self._lock:
             if self._handle is not None:
                 raise ContainerClosed(
@@ -219,7 +219,7 @@ class Container:
                 ).with_hint("make another one: Container(...) is cheap")
             while True:
                 try:
-                    self._handle, process = _core.start(self._resolve(), first, stdio)
+                    self._handle = _core.start(self._resolve(), first)
                 except SetupError as error:
                     if fall_back(self.spec, error, error.step):
                         self._resolved = None
@@ -227,7 +227,7 @@ class Container:
                     if error.step is not None and error.step.startswith("step "):
                         error.steps = self.explain()
                     raise
-                return process
+                return
 
     def stop(self) -> None:
         """Ends it and all that runs in it, and waits until nothing is left. Idempotent."""
@@ -688,28 +688,41 @@ def run(
         with container:
             return container._run(args, input, timeout, check, **program)
 
-    def submit(command: _core.Command, stdio: tuple[int, int, int]) -> _core.Process:
-        return cast("_core.Process", container._start(command, stdio))
+    programs: list[Process] = []
+
+    def first(starting: _core.Starting) -> None:
+        """While the container is made; once more if it is made in another way (``fall_back``)."""
+        if programs:
+            programs.pop().never_ran()
+        programs.append(
+            Process(
+                starting.exec,
+                end,
+                args,
+                environ=container._environ(),
+                workdir=container.spec.workdir,
+                identity=None,
+                explain=container._explain_exec,
+                main=True,
+                confirm=False,
+                **program,
+            )
+        )
 
     def end(process: _core.Process, signal: int, tree: bool) -> None:
         del process, signal, tree
         container.stop()
 
+    check_program(args, program)
     try:
-        process = Process(
-            submit,
-            end,
-            args,
-            environ=container._environ(),
-            workdir=container.spec.workdir,
-            identity=None,
-            explain=container._explain_exec,
-            main=True,
-            confirm=False,
-            **program,
-        )
-        completed = _finish(process, args, input, timeout, check)
-        del process  # its descriptors are closed while the kernel takes the container apart
+        try:
+            container._start(first)
+        except BaseException:
+            for process in programs:
+                process.never_ran()
+            raise
+        completed = _finish(programs[0], args, input, timeout, check)
+        programs.clear()  # its descriptors are closed while the kernel takes the container apart
     finally:
         container.stop()
     return completed

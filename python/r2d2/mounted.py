@@ -353,14 +353,14 @@ class Overlay:
 
     def _start(self) -> _core.Handle:
         try:
-            return _core.start(self._spec("mount"))[0]
+            return _core.start(self._spec("mount"))
         except SetupError as error:
             if not (error.step or "").endswith("mount proc on /proc"):
                 raise self._worded(error) from None
         # Where a new procfs may not be mounted (inside many containers) programs see the caller's; a timeout
         # then ends the program alone.
         try:
-            return _core.start(self._spec("none"))[0]
+            return _core.start(self._spec("none"))
         except SetupError as error:
             raise self._worded(error) from None
 

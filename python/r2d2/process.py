@@ -70,6 +70,19 @@ def arguments(args: Any) -> list[bytes]:
     return argv
 
 
+def check_program(args: Any, keywords: Mapping[str, Any]) -> None:
+    """What can be said of a program's keywords before anything is started.
+
+    Raises:
+        SpecError: something that has no meaning in a container.
+    """
+    for name in keywords.keys() & _NOT_HERE.keys():
+        if keywords[name]:
+            raise SpecError(f"{name} has no meaning in a container: {_NOT_HERE[name]}")
+    if not args or isinstance(args, str | bytes | os.PathLike):
+        arguments(args)
+
+
 @functools.lru_cache(maxsize=64)
 def candidates(program: bytes, path: str | None) -> tuple[bytes, ...]:
     """The paths that execvp(3) would try."""
@@ -113,9 +126,9 @@ class Process(subprocess.Popen[Any]):
         created: list[Process] | None = None,
         **keywords: Any,
     ) -> None:
-        for name, advice in _NOT_HERE.items():
-            if keywords.pop(name, None):
-                raise SpecError(f"{name} has no meaning in a container: {advice}")
+        check_program(args, keywords)
+        for name in _NOT_HERE:
+            keywords.pop(name, None)
         self._submit = submit
         self._signal = signal
         self._explain = explain
@@ -160,6 +173,13 @@ class Process(subprocess.Popen[Any]):
         if self.returncode is None and self._cancel is not None:
             self._cancel(self._command)
             self._child_created = False  # it is being killed, and PID 1 reaps it: nothing to warn of
+
+    def never_ran(self) -> None:
+        """Its container did not come to be: nobody will report its end."""
+        self._child_created = False
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
 
     def _execute_child(self, *values: Any) -> None:
         """Called by ``Popen.__init__`` with the prepared descriptors."""

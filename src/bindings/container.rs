@@ -1,8 +1,8 @@
 //! `_core.Handle`: a running container, and the ways to get one; what `python/r2d2/container.py` stands on.
 
 use std::borrow::Cow;
-use std::os::fd::{AsRawFd, IntoRawFd};
-use std::sync::atomic::Ordering;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use pyo3::prelude::*;
 
@@ -10,6 +10,7 @@ use super::errors::Signals;
 use super::process::{Process, seconds};
 use super::spec::{Command, Spec, StepInfo, User, path, steps};
 use crate::container::{self as core, Plan};
+use crate::error::Error;
 
 /// A running container.
 #[pyclass(frozen, module = "r2d2._core")]
@@ -17,22 +18,54 @@ pub(super) struct Handle {
     container: core::Container,
 }
 
-/// Starts a container; with `first` also a program in it, whose standard descriptors are `stdio`.
+/// A container that is being started.
+#[pyclass(frozen, module = "r2d2._core")]
+pub(super) struct Starting {
+    /// Its control socket; -1 once the start is over.
+    control: AtomicI32,
+}
+
+#[pymethods]
+impl Starting {
+    /// Asks for the program that starts with it, once.
+    fn exec(&self, py: Python<'_>, command: &Command, stdio: (i32, i32, i32)) -> PyResult<Process> {
+        let control = self.control.swap(-1, Ordering::Relaxed);
+        if control < 0 {
+            return Err(Error::Closed { message: "only one program starts with a container".into() }.into());
+        }
+        let stdio = [stdio.0, stdio.1, stdio.2];
+        let process = py.detach(|| core::submit(crate::sys::borrow(&control), &command.command, stdio, 1))?;
+        Ok(Process { process })
+    }
+}
+
+/// Starts a container. `first` is called with a `Starting` while it is made, to ask for a program that starts with it;
+/// what it raises ends the start.
 #[pyfunction]
-#[pyo3(signature = (spec, first=None, stdio=(-1, -1, -1)))]
-pub(super) fn start(
-    py: Python<'_>,
-    spec: &Spec,
-    first: Option<&Command>,
-    stdio: (i32, i32, i32),
-) -> PyResult<(Handle, Option<Process>)> {
-    let stdio = [stdio.0, stdio.1, stdio.2];
-    let (container, process) = Signals::run(py, |interrupt| {
+#[pyo3(signature = (spec, first=None))]
+pub(super) fn start(py: Python<'_>, spec: &Spec, first: Option<Py<PyAny>>) -> PyResult<Handle> {
+    let mut raised = None;
+    let result = Signals::run(py, |interrupt| {
+        let mut ask = |control: BorrowedFd<'_>| {
+            let Some(first) = &first else { return Ok(()) };
+            Python::attach(|py| {
+                let starting = Py::new(py, Starting { control: AtomicI32::new(control.as_raw_fd()) })?;
+                let done = first.call1(py, (starting.clone_ref(py),));
+                starting.get().control.store(-1, Ordering::Relaxed);
+                done.map(drop)
+            })
+            .map_err(|error| {
+                raised = Some(error);
+                Error::Closed { message: "the start was given up".into() }
+            })
+        };
         let plan = Plan::container(&spec.spec)?;
-        let first = first.map(|first| core::First { command: &first.command, stdio });
-        core::Container::start(plan, first.as_ref(), interrupt)
-    })?;
-    Ok((Handle { container }, process.map(|process| Process { process })))
+        core::Container::start(plan, first.is_some().then_some(&mut ask), interrupt)
+    });
+    match raised {
+        Some(error) => Err(error),
+        None => Ok(Handle { container: result? }),
+    }
 }
 
 /// Starts a container that can be kept beyond this process's end (`Handle.keep`): `listen` is a listening socket
@@ -49,8 +82,8 @@ pub(super) fn start_detached(
 ) -> PyResult<Handle> {
     let remove = remove.as_deref().map(path);
     let reach = core::Reach { listen, exit, remove: remove.as_deref() };
-    let (container, _) = Signals::run(py, |interrupt| {
-        core::Container::start_detached(Plan::container(&spec.spec)?, None, reach, interrupt)
+    let container = Signals::run(py, |interrupt| {
+        core::Container::start_detached(Plan::container(&spec.spec)?, reach, interrupt)
     })?;
     Ok(Handle { container })
 }

@@ -23,7 +23,7 @@ mod _core {
     #[pymodule_export]
     use super::chroot::{Rootfs, build_minimal, loaded_by, read_elf};
     #[pymodule_export]
-    use super::container::{Handle, attach, find, is_program, start, start_detached};
+    use super::container::{Handle, Starting, attach, find, is_program, start, start_detached};
     #[pymodule_export]
     use super::namespace::{Spawned, enter, inspect, spawn};
     #[pymodule_export]

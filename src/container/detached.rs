@@ -18,10 +18,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{MsgFlags, UnixAddr, recvmsg};
 
-use super::handle::{Container, First, Groups, Reach};
+use super::handle::{Container, Groups, Reach};
 use super::launch::{self, Trace};
 use super::plan::Plan;
-use super::process::Process;
 use super::protocol as p;
 use super::request::{self, plain};
 use crate::error::{Errno, Error, Result};
@@ -77,14 +76,9 @@ pub fn find(who: &Identity) -> Result<Option<OwnedFd>> {
 
 impl Container {
     /// Starts a container that can be kept: see [`Self::keep`].
-    pub fn start_detached(
-        plan: Plan,
-        first: Option<&First<'_>>,
-        reach: Reach<'_>,
-        interrupt: Interrupt<'_>,
-    ) -> Result<(Self, Option<Process>)> {
+    pub fn start_detached(plan: Plan, reach: Reach<'_>, interrupt: Interrupt<'_>) -> Result<Self> {
         pidfd::sweep();
-        Self::begin(plan, first, reach, interrupt)
+        Self::begin(plan, None, reach, interrupt)
     }
 
     /// What to remember to [`find`] it again.

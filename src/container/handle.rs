@@ -58,14 +58,8 @@ pub(super) struct Groups {
     pub(super) stopped: bool,
 }
 
-/// A program that starts with the container.
-#[derive(Debug)]
-pub struct First<'a> {
-    /// What to run.
-    pub command: &'a Command,
-    /// Its standard descriptors.
-    pub stdio: [RawFd; 3],
-}
+/// Asks for a program that starts with the container, by [`submit`], while the container is made.
+pub type First<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<()>;
 
 /// How a detached container is reached; -1 for what there is not.
 #[derive(Debug, Clone, Copy)]
@@ -80,24 +74,18 @@ pub struct Reach<'a> {
 
 impl Container {
     /// Starts a container, and the first program in it if one is given.
-    pub fn start(
-        plan: Plan,
-        first: Option<&First<'_>>,
-        interrupt: Interrupt<'_>,
-    ) -> Result<(Self, Option<Process>)> {
+    pub fn start(plan: Plan, first: Option<First<'_>>, interrupt: Interrupt<'_>) -> Result<Self> {
         Self::begin(plan, first, Reach { listen: -1, exit: -1, remove: None }, interrupt)
     }
 
     /// The same, with what a detached one needs.
     pub(super) fn begin(
         plan: Plan,
-        first: Option<&First<'_>>,
+        first: Option<First<'_>>,
         reach: Reach<'_>,
         interrupt: Interrupt<'_>,
-    ) -> Result<(Self, Option<Process>)> {
+    ) -> Result<Self> {
         let (control, theirs) = request::pair()?;
-        // The first request lies in the socket before PID 1 exists: no round trip.
-        let process = first.map(|first| submit(&control, first.command, first.stdio, 1)).transpose()?;
         let limits = plan.steps.iter().find_map(|step| match &step.op {
             Op::Cgroup(plan) if !plan.places.is_empty() => Some(plan),
             _ => None,
@@ -119,7 +107,11 @@ impl Container {
             first: first.is_some(),
             ..Descriptors::NONE
         };
-        let started = launch::start(&plan, fds, interrupt)?;
+        let started = match first {
+            None => launch::start(&plan, fds, interrupt),
+            // Its request lies in the socket before PID 1 exists: no round trip.
+            Some(first) => launch::start_beside(&plan, fds, &mut || first(control.as_fd()), interrupt),
+        }?;
         if let Some(reaper) = &reaper
             && plan.subordinate
         {
@@ -141,7 +133,7 @@ impl Container {
             }),
             owned: AtomicBool::new(true),
         };
-        Ok((container, process))
+        Ok(container)
     }
 
     fn ended(&self) -> MutexGuard<'_, Option<i32>> {
@@ -172,7 +164,7 @@ impl Container {
     /// Starts a program in it.
     pub fn exec(&self, command: &Command, stdio: [RawFd; 3]) -> Result<Process> {
         self.usable()?;
-        submit(&self.control, command, stdio, self.next.fetch_add(1, Ordering::Relaxed))
+        submit(self.control.as_fd(), command, stdio, self.next.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Signals a program that [`Self::exec`] started; with `tree`, kills it and all that it started.
@@ -361,8 +353,8 @@ impl Drop for Container {
     }
 }
 
-/// Sends the request for a program.
-fn submit(control: &OwnedFd, command: &Command, stdio: [RawFd; 3], id: u64) -> Result<Process> {
+/// Sends the request for a program by the control socket. Number 1 is the one that starts with the container.
+pub fn submit(control: BorrowedFd<'_>, command: &Command, stdio: [RawFd; 3], id: u64) -> Result<Process> {
     let encoded = command.encode(id, 0)?;
     let (ours, theirs) = request::pair()?;
     let confirm = if command.confirm {

@@ -3,8 +3,8 @@
 //! 1. Everything that can fail without a process is done first: the plan, the embedded program, sockets.
 //! 2. clone(2) with `CLONE_VM` and the namespaces of the plan (`sys::clone`). The child waits (`child`).
 //! 3. The caller writes the id maps and joins the control groups: only a process outside may.
-//! 4. The child is told to go and walks the list. The caller waits until the kernel clears `alive`: the child has
-//!    executed its program, or has ended.
+//! 4. The child is told to go and walks the list. The caller does what else it has to do (`Meanwhile`), and waits until
+//!    the kernel clears `alive`: the child has executed its program, or has ended.
 //! 5. A failed step is read from [`Shared`], worded, and the child is reaped.
 //!
 //! The calling thread never holds a lock across the clone, and all of its signals are blocked for that moment, so that
@@ -13,6 +13,7 @@
 use std::cell::UnsafeCell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub(super) struct Descriptors {
     pub(super) stdio: [RawFd; 3],
     /// PID 1 ends with the calling process.
     pub(super) owned: bool,
-    /// The request for a first program lies in the control socket already.
+    /// A request for a first program comes by the control socket, most likely before PID 1 looks for one.
     pub(super) first: bool,
 }
 
@@ -97,8 +98,21 @@ fn new_enough(release: &str) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST
 }
 
+/// What the caller does while the child is at work; an error of it ends the child.
+pub(super) type Meanwhile<'a> = &'a mut dyn FnMut() -> Result<()>;
+
 /// Carries the plan out. On failure nothing of it is left.
 pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> Result<Started> {
+    start_beside(plan, fds, &mut || Ok(()), interrupt)
+}
+
+/// The same, beside something else.
+pub(super) fn start_beside(
+    plan: &Plan,
+    fds: Descriptors,
+    meanwhile: Meanwhile<'_>,
+    interrupt: Interrupt<'_>,
+) -> Result<Started> {
     supported()?;
     let steps = &plan.steps[..];
     let shared = Shared {
@@ -176,7 +190,15 @@ pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> 
         moment = ended;
     }
     futex_set(&shared.go, if result.is_ok() { 1 } else { 2 });
-    // From here to the end of this loop the child may use our memory: no early return.
+    // From here to the end of this loop the child may use our memory: no early return, not by a panic either.
+    if result.is_ok() {
+        result = catch_unwind(AssertUnwindSafe(meanwhile)).unwrap_or_else(|_| {
+            Err(Error::Closed { message: "panic beside the start of a container".into() })
+        });
+        if result.is_err() {
+            let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
     let mut interrupted = false;
     while shared.alive.load(Ordering::Acquire) != 0 {
         futex_wait(&shared.alive, 1, Duration::from_millis(100));

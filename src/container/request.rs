@@ -160,7 +160,7 @@ impl Encoded {
     /// Sends it with its descriptors: stdio, status, confirm (if asked), target (if any).
     pub(super) fn send(
         &self,
-        socket: &OwnedFd,
+        socket: impl AsFd,
         stdio: [i32; 3],
         status: &OwnedFd,
         confirm: Option<&OwnedFd>,

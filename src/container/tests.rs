@@ -3,12 +3,12 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::error::Errno;
+use crate::error::{Errno, Error};
 use crate::namespace::{IdMap, Kind, Namespaces};
 use crate::security::capabilities::DOCKER_DEFAULT;
 use crate::sys::pidfd::never;
@@ -100,10 +100,14 @@ fn one_shot_runs_and_leaves_nothing() {
     let (reading, writing, null) = piped();
     let mut first = command("echo $$ $(hostname); exit 3");
     first.main = true;
-    let first =
-        First { command: &first, stdio: [null.as_raw_fd(), writing.as_raw_fd(), writing.as_raw_fd()] };
+    let stdio = [null.as_raw_fd(), writing.as_raw_fd(), writing.as_raw_fd()];
+    let mut process = None;
+    let mut ask = |control: BorrowedFd<'_>| {
+        process = Some(submit(control, &first, stdio, 1)?);
+        Ok(())
+    };
     let plan = Plan::container(&spec(&image)).unwrap();
-    let (container, process) = Container::start(plan, Some(&first), &never).unwrap();
+    let container = Container::start(plan, Some(&mut ask), &never).unwrap();
     drop(writing);
     let mut text = String::new();
     File::from(reading).read_to_string(&mut text).unwrap();
@@ -116,7 +120,7 @@ fn one_shot_runs_and_leaves_nothing() {
 #[test]
 fn exec_sees_the_same_container_and_its_end_ends_all() {
     let image = Image::new();
-    let (container, _) = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
+    let container = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
     assert_eq!(output(&container, "echo hi > /tmp-file; echo $0").1, "sh\n");
     assert_eq!(output(&container, "cat /tmp-file; id -u").1, "hi\n0\n");
     let (outcome, _) = output(&container, "kill -9 1; exit 7");
@@ -138,7 +142,7 @@ fn a_directory_of_the_image_can_be_replaced() {
     let image = Image::new();
     fs::create_dir(image.0.join("data")).unwrap();
     fs::write(image.0.join("data/old"), "old").unwrap();
-    let (container, _) = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
+    let container = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
     let (outcome, said) = output(
         &container,
         "busybox rm -r /data && busybox mkdir /data && ls /data && echo new > /data/new && ls /data",
@@ -154,13 +158,28 @@ fn an_upper_layer_on_disk_vanishes_with_the_container() {
     let disk = std::env::temp_dir().join(format!("r2d2-disk-{}", std::process::id()));
     let mut on_disk = spec(&image);
     on_disk.upper = Upper::Disk(disk.clone());
-    let (container, _) = Container::start(Plan::container(&on_disk).unwrap(), None, &never).unwrap();
+    let container = Container::start(Plan::container(&on_disk).unwrap(), None, &never).unwrap();
     let script = "d=/deep; for i in $(busybox seq 300); do d=$d/x; done; busybox mkdir -p $d && echo 1 > $d/f && \
                   busybox mkdir /shut && echo 1 > /shut/f && busybox chmod 0 /shut && busybox rm -r /bin/ps && echo made";
     assert_eq!(output(&container, script).1, "made\n");
     assert!(disk.join("upper/shut").exists(), "it is on disk while the container lives");
     container.stop().unwrap();
     assert!(!disk.exists(), "{:?}", fs::read_dir(&disk).map(Iterator::count));
+}
+
+#[test]
+fn what_fails_beside_a_start_ends_it() {
+    let image = Image::new();
+    for panics in [false, true] {
+        let mut fail = |_: BorrowedFd<'_>| {
+            assert!(!panics, "of the test");
+            Err(Error::spec("no such program"))
+        };
+        let plan = Plan::container(&spec(&image)).unwrap();
+        let error = Container::start(plan, Some(&mut fail), &never).unwrap_err();
+        assert_eq!(error.to_string().contains("panic"), panics, "{error}");
+        assert_eq!(error.to_string().contains("no such program"), !panics, "{error}");
+    }
 }
 
 #[test]
@@ -180,7 +199,7 @@ fn a_failed_step_is_named_and_nothing_is_left() {
 #[test]
 fn a_program_that_is_not_there_fails_with_its_errno() {
     let image = Image::new();
-    let (container, _) = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
+    let container = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
     let mut missing = command("");
     missing.confirm = true;
@@ -202,7 +221,7 @@ fn a_program_that_is_not_there_fails_with_its_errno() {
 #[test]
 fn a_large_environment_travels_whole() {
     let image = Image::new();
-    let (container, _) = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
+    let container = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
     let (reading, writing, null) = piped();
     let mut large = command("echo ${#BIG}");
     large.envp.push(CString::new(format!("BIG={}", "x".repeat(100_000))).unwrap());
@@ -218,7 +237,7 @@ fn a_large_environment_travels_whole() {
 #[test]
 fn a_tree_is_killed_with_its_daemons() {
     let image = Image::new();
-    let (container, _) = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
+    let container = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
     let mut tree = command("(busybox setsid sh -c 'sleep 1000 & sleep 1000' &) ; sleep 1000");
     tree.tree = true;
@@ -242,7 +261,7 @@ fn a_tree_is_killed_with_its_daemons() {
 fn the_steps_price() {
     // Not a timed test: prints what each step took, for whoever looks (`cargo test price -- --nocapture`).
     let image = Image::new();
-    let (container, _) = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
+    let container = Container::start(Plan::container(&spec(&image)).unwrap(), None, &never).unwrap();
     let mut out = std::io::stdout();
     for (i, took) in container.trace.took.iter().enumerate() {
         writeln!(out, "{:>8} ns  {} [{}]", took, container.plan.label(i), container.trace.skipped[i])
