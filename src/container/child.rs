@@ -10,36 +10,35 @@
 //! flag), or return.
 //!
 //! Every step is one arm of one `match`; each system call is made by [`Child::call`], which remembers which one
-//! failed.
+//! failed. What an arm needs of paths, of mounts, and to become a program, is in the rooms of these names.
 #![allow(unsafe_code, reason = "the after-clone child: raw system calls are all it may use")]
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 mod beside;
+mod mount;
+mod path;
 mod probe;
+mod program;
 
 pub(super) use beside::Beside;
 use std::cell::UnsafeCell;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use super::protocol as p;
-use super::step::{Actor, Op, Place, Setting, Step};
+use super::step::{Actor, Op, Place, Step};
 use crate::sys::raw::{self, Outcome, nr};
+use mount::MountAttr;
+use program::for_leaving;
 
 const AT_FDCWD: usize = -100isize as usize;
 const O_CLOEXEC: usize = 0o2_000_000;
 const O_PATH: usize = 0o10_000_000;
 const O_DIRECTORY: usize = 0o200_000;
 const O_CREATE_NEW: usize = 0o100 | 0o200 | 0o1 | 0o400_000; // O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW
-const RESOLVE_IN_ROOT_NO_MAGIC: u64 = 0x10 | 0x02;
-const RESOLVE_NO_SYMLINKS: u64 = 0x04;
 const AT_EMPTY_PATH: usize = 0x1000;
 const AT_RECURSIVE: usize = 0x8000;
 const AT_SYMLINK_NOFOLLOW: usize = 0x100;
 const EEXIST: i32 = 17;
-/// Bits of a set of capabilities.
-const CAP_SETPCAP: u64 = 1 << 8;
-const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Bytes of the kernel's own message that are kept.
 pub(super) const NOTE: usize = 256;
 
@@ -122,23 +121,6 @@ struct Child<'a> {
     moment: u64,
     /// The system call made last.
     failed: usize,
-}
-
-/// struct mount_attr, mount_setattr(2).
-#[repr(C)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns: u64,
-}
-
-/// struct open_how, openat2(2).
-#[repr(C)]
-struct OpenHow {
-    flags: u64,
-    mode: u64,
-    resolve: u64,
 }
 
 fn text(string: &CStr) -> usize {
@@ -397,368 +379,6 @@ impl Child<'_> {
             Op::Program { cwd, tty, session, .. } => self.program(cwd.as_deref(), *tty, *session),
         }
     }
-
-    /// Where a place is: a directory descriptor and a path below it (empty: the descriptor itself).
-    fn locate(&mut self, place: &Place) -> Result<(usize, usize), i32> {
-        match place {
-            Place::Host(path) => Ok((AT_FDCWD, text(path))),
-            Place::Root(path) => {
-                // In these every mount point is ours; a symbolic link in a writable root would be an attack.
-                let ours = [&b"/proc"[..], b"/sys", b"/dev"].iter().any(|tree| {
-                    path.as_bytes().strip_prefix(*tree).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-                });
-                let resolve = RESOLVE_IN_ROOT_NO_MAGIC | if ours { RESOLVE_NO_SYMLINKS } else { 0 };
-                Ok((self.in_root(path.as_ptr(), O_PATH, resolve)?, text(c"")))
-            }
-        }
-    }
-
-    /// A file at the top of our own procfs: its name, to be used below the descriptor of that mount without following
-    /// it. Most of what is masked lies there, and needs no walk.
-    fn in_proc(&self, place: &Place) -> Option<usize> {
-        place.in_proc().filter(|_| self.proc >= 0).map(text)
-    }
-
-    fn release(&mut self, dir: usize) {
-        if dir != AT_FDCWD {
-            self.close(dir);
-        }
-    }
-
-    /// Opens below the new root; symbolic links cannot lead out of it.
-    fn in_root(&mut self, path: *const libc::c_char, flags: usize, resolve: u64) -> Outcome {
-        let how = OpenHow { flags: (flags | O_CLOEXEC) as u64, mode: 0, resolve };
-        let size = size_of::<OpenHow>();
-        self.call(nr::OPENAT2, [self.root as usize, path as usize, &raw const how as usize, size])
-    }
-
-    /// Makes something new with `make(directory, name)`; that it exists already is fine.
-    fn make(
-        &mut self,
-        at: &Place,
-        make: impl Fn(&mut Self, usize, usize) -> Result<(), i32>,
-    ) -> Result<(), i32> {
-        let made = match at {
-            Place::Host(path) => make(self, AT_FDCWD, text(path)),
-            Place::Root(path) => {
-                // The parent is resolved in the root; the last part is made there and never followed.
-                let mut buffer = [0u8; 4096];
-                let bytes = path.as_bytes_with_nul();
-                let Some(copy) = buffer.get_mut(..bytes.len()) else { return Err(libc::ENAMETOOLONG) };
-                copy.copy_from_slice(bytes);
-                let Some(slash) = copy.iter().rposition(|b| *b == b'/') else { return Err(libc::EINVAL) };
-                let Some(name) = bytes.get(slash + 1..) else { return Err(libc::EINVAL) };
-                if let Some(end) = copy.get_mut(slash + 1) {
-                    *end = 0;
-                }
-                let parent =
-                    self.in_root(copy.as_ptr().cast(), O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT_NO_MAGIC)?;
-                let made = make(self, parent, name.as_ptr() as usize);
-                self.close(parent);
-                made
-            }
-        };
-        if made == Err(EEXIST) { Ok(()) } else { made }
-    }
-
-    fn write(&mut self, fd: usize, mut bytes: &[u8]) -> Result<(), i32> {
-        while !bytes.is_empty() {
-            let n = self.call(nr::WRITE, [fd, bytes.as_ptr() as usize, bytes.len()])?;
-            bytes = bytes.get(n..).unwrap_or(&[]);
-        }
-        Ok(())
-    }
-
-    fn overwrite(&mut self, path: &CStr, bytes: &[u8]) -> Result<(), i32> {
-        let fd = self.call(nr::OPENAT, [AT_FDCWD, text(path), 1 | O_CLOEXEC])?;
-        let written = self.write(fd, bytes);
-        self.close(fd);
-        written
-    }
-
-    fn set_attributes(&mut self, fd: usize, path: &CStr, flags: usize, attr: &MountAttr) -> Result<(), i32> {
-        let attr = core::ptr::from_ref(attr) as usize;
-        self.call(nr::MOUNT_SETATTR, [fd, text(path), flags, attr, size_of::<MountAttr>()]).map(drop)
-    }
-
-    /// fsopen → fsconfig … → fsmount → move_mount (fsopen(2)). No option string, so no length limit of a page and no
-    /// character that would have to be escaped.
-    fn mount(
-        &mut self,
-        fstype: &CString,
-        source: &CString,
-        settings: &[Setting],
-        attributes: u64,
-        at: &Place,
-    ) -> Result<(), i32> {
-        const SET_FLAG: usize = 0;
-        const SET_STRING: usize = 1;
-        const CREATE: usize = 6;
-        const KEEP: usize = 64;
-        const READ_ONLY: u64 = 1; // MOUNT_ATTR_RDONLY
-        let has_upper = settings.iter().any(|setting| match setting {
-            Setting::Text(key, _) | Setting::Directory(key, _) => key.as_c_str() == c"upperdir",
-            Setting::Flag(_) => false,
-        });
-        let writable = has_upper && attributes & READ_ONLY == 0;
-        let context = self.call(nr::FSOPEN, [text(fstype), 1])?;
-        let mut open = [0usize; KEEP];
-        let mut opened = 0;
-        let mut outcome =
-            self.call(nr::FSCONFIG, [context, SET_STRING, text(c"source"), text(source), 0]).map(drop);
-        for setting in settings {
-            if outcome.is_err() {
-                break;
-            }
-            outcome = match setting {
-                Setting::Flag(key) => self.call(nr::FSCONFIG, [context, SET_FLAG, text(key), 0, 0]).map(drop),
-                Setting::Text(key, value) => {
-                    self.call(nr::FSCONFIG, [context, SET_STRING, text(key), text(value), 0]).map(drop)
-                }
-                Setting::Directory(key, path) => self
-                    .call(nr::OPENAT, [AT_FDCWD, text(path), O_PATH | O_DIRECTORY | O_CLOEXEC])
-                    .and_then(|fd| {
-                        let link = ProcLink::new(fd);
-                        if let Some(slot) = open.get_mut(opened) {
-                            *slot = fd;
-                            opened += 1;
-                        }
-                        let value = link.0.as_ptr() as usize;
-                        self.call(nr::FSCONFIG, [context, SET_STRING, text(key), value, 0]).map(drop)
-                    }),
-            };
-        }
-        let outcome = outcome
-            .and_then(|()| self.call(nr::FSCONFIG, [context, CREATE, 0, 0, 0]))
-            .and_then(|_| self.call(nr::FSMOUNT, [context, 1, attributes as usize]))
-            .and_then(|mount| if writable { self.check_writable(mount) } else { Ok(mount) });
-        if outcome.is_err() {
-            self.read_log(context);
-        }
-        for fd in open.iter().take(opened) {
-            self.close(*fd);
-        }
-        self.close(context);
-        let mount = outcome?;
-        self.attach(mount, at)?;
-        if fstype.as_bytes() == b"proc" {
-            self.proc = mount as i32; // for PID 1: /proc as it is before anything can run
-        } else {
-            self.close(mount);
-        }
-        Ok(())
-    }
-
-    /// An overlay whose work directory takes no files becomes read-only, without a word (overlayfs.rst): an error here.
-    fn check_writable(&mut self, mount: usize) -> Outcome {
-        const FLAGS: usize = 10; // struct statfs, statfs(2): the word of the flags
-        const ST_RDONLY: u64 = 1;
-        let mut statfs = [0u64; 15];
-        self.call(nr::FSTATFS, [mount, statfs.as_mut_ptr() as usize])?;
-        if statfs.get(FLAGS).is_some_and(|flags| flags & ST_RDONLY != 0) {
-            self.failed = nr::FSMOUNT;
-            self.close(mount);
-            return Err(libc::EROFS);
-        }
-        Ok(mount)
-    }
-
-    /// Keeps what the kernel says about a failed mount: one message a read(2), of which the first error is the cause.
-    fn read_log(&mut self, context: usize) {
-        let failed = self.failed;
-        let note = self.job.shared.note.get();
-        // SAFETY: the child alone writes the note, and the caller reads it after the child's end.
-        let _ = unsafe { raw::call(nr::READ, [context, note as usize, NOTE - 1]) };
-        self.failed = failed;
-    }
-
-    /// Attaches a mount that is attached nowhere yet.
-    fn attach(&mut self, mount: usize, at: &Place) -> Result<(), i32> {
-        const FROM_EMPTY: usize = 4;
-        const TO_EMPTY: usize = 0x40;
-        if let Some(name) = self.in_proc(at) {
-            let proc = self.proc as usize;
-            return self.call(nr::MOVE_MOUNT, [mount, text(c""), proc, name, FROM_EMPTY]).map(drop);
-        }
-        let (dir, name) = self.locate(at)?;
-        let flags = FROM_EMPTY | if dir == AT_FDCWD { 0 } else { TO_EMPTY };
-        let moved = self.call(nr::MOVE_MOUNT, [mount, text(c""), dir, name, flags]);
-        self.release(dir);
-        moved.map(drop)
-    }
-
-    /// Whether PID 1 is the one who lets go of the host's tree, after `pivot_root` (`helper::letgo`): beside its first
-    /// program. Without one, a container that was started must not show that tree to anybody any more.
-    fn leaves(&self) -> bool {
-        if !self.job.hand.first {
-            return false;
-        }
-        let last = self.job.steps.last().is_some_and(|step| step.op == Op::Embedded(c"r2d2-init"));
-        last && self.job.steps.iter().any(|step| step.op == Op::PivotRoot)
-    }
-
-    /// Dropping capabilities leaves the caller's dumpable flag alone: only gaining some, or other ids, clears it.
-    fn bound(&mut self, keep: u64) -> Result<(), i32> {
-        const PR_CAPBSET_DROP: usize = 24;
-        for capability in (0..64usize).filter(|capability| keep >> capability & 1 == 0) {
-            match self.call(nr::PRCTL, [PR_CAPBSET_DROP, capability]) {
-                Err(libc::EINVAL) => break, // past the last one that this kernel knows
-                other => other?,
-            };
-        }
-        Ok(())
-    }
-
-    /// Puts the descriptors where the embedded program expects them, closes all others, and becomes it.
-    fn embedded(&mut self, name: &CStr) -> Result<(), i32> {
-        const PR_SET_PDEATHSIG: usize = 1;
-        let hand = self.job.hand;
-        let wanted = [hand.control, hand.owner, self.proc, self.upper, hand.listen, hand.exit];
-        // First all of them above every number in use here, so that no move overwrites another's source.
-        let mut high = [-1i32; 6];
-        for (to, from) in high.iter_mut().zip(wanted) {
-            if from >= 0 {
-                *to = self.duplicate_high(from)?;
-            }
-        }
-        let program = self.duplicate_high(hand.program)?;
-        let null = self.duplicate_high(hand.null)?;
-        for standard in 0..3 {
-            self.call(nr::DUP3, [null as usize, standard, 0])?;
-        }
-        let mut present = [0u8; 10];
-        let mut count = 0;
-        for (i, from) in high.iter().enumerate() {
-            let number = p::FD_CONTROL as usize + i;
-            if *from >= 0 {
-                self.call(nr::DUP3, [*from as usize, number, 0])?;
-                if let Some(slot) = present.get_mut(count) {
-                    *slot = b'0' + number as u8;
-                }
-                count += 1;
-            } else {
-                self.close(number);
-            }
-        }
-        self.call(nr::CLOSE_RANGE, [p::FD_FREE as usize, program as usize - 1, 0])?;
-        self.call(nr::CLOSE_RANGE, [program as usize + 1, u32::MAX as usize, 0])?;
-        let _ = self.call(nr::SETSID, []);
-        // PID 1 watches its owner by pidfd, and looks before anything else, so an end that falls between here and
-        // there is seen. Armed any longer, it would fire when the calling thread ends, which from execve on it may.
-        let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, 0]);
-        let keep = self.job.steps.iter().find_map(|step| match step.op {
-            Op::Capabilities { keep } => Some(keep),
-            _ => None,
-        });
-        let words = match (self.leaves(), keep.map_or(0, for_leaving)) {
-            (false, _) => &[][..],
-            (true, 0) => &[p::LET_GO],
-            (true, CAP_SYS_ADMIN) => &[p::LET_GO, p::FOR_THAT_ALONE],
-            (true, _) => &[p::LET_GO, p::FOR_THAT_ALONE, p::TO_GIVE_UP],
-        };
-        for (slot, word) in present.iter_mut().skip(count).zip(words) {
-            *slot = *word;
-        }
-        let argv = [text(name), present.as_ptr() as usize, 0];
-        let envp = [0usize];
-        let (argv, envp) = (argv.as_ptr() as usize, envp.as_ptr() as usize);
-        self.call(nr::EXECVEAT, [program as usize, text(c""), argv, envp, AT_EMPTY_PATH]).map(drop)
-    }
-
-    /// A duplicate at 32 or above, closed at execve. Numbers stay well below any sensible RLIMIT_NOFILE.
-    fn duplicate_high(&mut self, fd: i32) -> Result<i32, i32> {
-        const F_DUPFD_CLOEXEC: usize = 1030;
-        self.call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, 32]).map(|fd| fd as i32)
-    }
-
-    /// Becomes a program without a PID 1 of ours.
-    fn program(&mut self, cwd: Option<&CStr>, tty: bool, session: bool) -> Result<(), i32> {
-        const PR_SET_PDEATHSIG: usize = 1;
-        const TIOCSCTTY: usize = 0x540E;
-        const SIG_SETMASK: usize = 2;
-        let mut high = [-1i32; 3];
-        for (to, from) in high.iter_mut().zip(self.job.hand.stdio) {
-            *to = self.duplicate_high(from)?;
-        }
-        for (number, from) in high.iter().enumerate() {
-            self.call(nr::DUP3, [*from as usize, number, 0])?;
-        }
-        self.call(nr::CLOSE_RANGE, [3, u32::MAX as usize, 4])?; // CLOSE_RANGE_CLOEXEC
-        if session || tty {
-            let _ = self.call(nr::SETSID, []);
-        }
-        if tty {
-            self.call(nr::IOCTL, [0, TIOCSCTTY, 0])?;
-        }
-        if let Some(cwd) = cwd {
-            self.call(nr::CHDIR, [text(cwd)])?;
-        }
-        let _ = self.call(nr::UMASK, [self.umask]);
-        let _ = self.call(nr::PRCTL, [PR_SET_PDEATHSIG, 0]);
-        let default = [0usize; 4];
-        for signal in 1..=64usize {
-            // The handler table is our own (no CLONE_SIGHAND).
-            let _ = self.call(nr::RT_SIGACTION, [signal, &raw const default as usize, 0, 8]);
-        }
-        let none = 0u64;
-        let _ = self.call(nr::RT_SIGPROCMASK, [SIG_SETMASK, &raw const none as usize, 0, 8]);
-        let [candidates, argv, envp] = self.job.tables;
-        let (mut errno, mut denied, mut i) = (libc::ENOENT, false, 0);
-        loop {
-            // SAFETY: every entry before the null was read already.
-            let slot = unsafe { candidates.add(i) };
-            // SAFETY: within the table, which ends with null.
-            let path = unsafe { slot.read() };
-            if path.is_null() {
-                break;
-            }
-            errno =
-                self.call(nr::EXECVE, [path as usize, argv as usize, envp as usize]).err().unwrap_or(errno);
-            match errno {
-                libc::ENOENT | libc::ENOTDIR => {}
-                libc::EACCES => denied = true,
-                _ => break,
-            }
-            i += 1;
-        }
-        let missing = matches!(errno, libc::ENOENT | libc::ENOTDIR);
-        Err(if denied && missing { libc::EACCES } else { errno })
-    }
-}
-
-/// `/proc/self/fd/N` on the stack.
-struct ProcLink([u8; 32]);
-
-impl ProcLink {
-    fn new(fd: usize) -> Self {
-        let mut link = [0u8; 32];
-        let head = b"/proc/self/fd/";
-        for (to, from) in link.iter_mut().zip(head) {
-            *to = *from;
-        }
-        let mut digits = [0u8; 12];
-        let mut count = 0;
-        let mut rest = fd;
-        loop {
-            if let Some(slot) = digits.get_mut(count) {
-                *slot = b'0' + (rest % 10) as u8;
-            }
-            count += 1;
-            rest /= 10;
-            if rest == 0 || count == digits.len() {
-                break;
-            }
-        }
-        for (to, from) in link.iter_mut().skip(head.len()).zip(digits.iter().take(count).rev()) {
-            *to = *from;
-        }
-        Self(link)
-    }
-}
-
-/// What PID 1 needs beyond these to let go of the host's tree, and of what it needed for that.
-const fn for_leaving(keep: u64) -> u64 {
-    if keep & CAP_SYS_ADMIN != 0 { 0 } else { (CAP_SYS_ADMIN | CAP_SETPCAP) & !keep }
 }
 
 /// CLOCK_MONOTONIC in nanoseconds. The one thing that the child asks of libc: vdso(7) answers without a system call,
