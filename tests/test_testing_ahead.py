@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from _needs import needs
 from _proc import until
 
 pytest_plugins = ["pytester"]
@@ -32,16 +33,22 @@ CONFTEST = """
                 pass
         return found
 
+    def runs(pid):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().split()[1:3] == ["(r2d2-init)", "S"]
+        except OSError:
+            return False
+
     def another(container):
         # The pid of the one that is started beside: it is there soon, or never.
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
-            for pid in children() - {container.pid}:
-                with open(f"/proc/{pid}/comm") as file:
-                    if file.read() == "r2d2-init\\n":
-                        time.sleep(0.1)  # the thread has come to its end
-                        return pid
-            time.sleep(0.01)
+            found = [pid for pid in children() - {container.pid} if runs(pid)]
+            time.sleep(0.1)  # the thread comes to its end, and the one before to its own
+            for pid in found:
+                if runs(pid):
+                    return pid
         return None
 
     def pytest_unconfigure(config):
@@ -91,6 +98,14 @@ def test_one_ahead_and_none_in_vain(made: pytest.Pytester) -> None:
     result = made.runpytest_subprocess(*QUIET, "-s")
     result.assert_outcomes(passed=7)
     result.stdout.fnmatch_lines(["*children at the end: 0"])
+    made.makepyfile("""
+        import pytest
+        from conftest import another
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_off(container, number): assert another(container) is None
+    """)
+    made.runpytest_subprocess(*QUIET, "-o", "r2d2_ahead=false", "-k", "off").assert_outcomes(passed=2)
 
 
 def test_what_a_start_copies_may_change(made: pytest.Pytester) -> None:
@@ -134,6 +149,32 @@ def test_what_a_start_copies_may_change(made: pytest.Pytester) -> None:
     result = made.runpytest_subprocess(*QUIET, "-s")
     result.assert_outcomes(passed=5)
     result.stdout.fnmatch_lines(["*children at the end: 0"])
+
+
+@needs("unshare")
+def test_a_mount(made: pytest.Pytester) -> None:
+    """What is mounted on the host is in a container that is started afterwards."""
+    made.makepyfile("""
+        import os, subprocess
+        from pathlib import Path
+        import pytest
+        from conftest import another
+
+        pids = []
+
+        @pytest.fixture
+        def mounted(tmp_path):
+            subprocess.run(["mount", "-t", "tmpfs", "none", "/usr/local"], check=True)
+            Path("/usr/local/new").touch()
+
+        def test_one(container): pids.append(another(container))
+
+        def test_two(mounted, container):
+            assert pids[0] != container.pid
+            assert container.path("/usr/local/new").exists()
+    """)
+    command = ["unshare", "-Urm", sys.executable, "-mpytest", *QUIET, "-s"]
+    made.run(*command).assert_outcomes(passed=2)
 
 
 def test_leaks_and_ends(made: pytest.Pytester) -> None:

@@ -123,6 +123,8 @@ impl Spec {
             Some("identity") => IdMap::identity().map(Some),
             Some("single") => Ok(Some(IdMap::single())),
             Some("subuid") => IdMap::delegated().map(Some),
+            // Who is not root inside cannot be the owner of a root file system: for programs alone.
+            Some("caller") if root == Root::Shared => Ok(Some(IdMap::caller())),
             Some(other) => {
                 Err(Error::spec(format!("userns {other:?}: not one of auto, identity, single, subuid, host")))
             }

@@ -62,13 +62,11 @@ class _Start:
         self._thread.start()
 
     def _run(self) -> None:
-        _reap()
-        try:
+        with contextlib.suppress(Exception):  # whoever wants it hears of it
             self.container.start()
-        except Exception:  # noqa: BLE001 - whoever wants it hears of it
-            return
-        _pids.add(self.container.pid)
-        self.started = True
+            _pids.add(self.container.pid)
+            self.started = True
+        _reap()
 
     @property
     def thread(self) -> int | None:
@@ -105,11 +103,12 @@ _failed: list[tuple[str, BaseException]] = []
 
 def take(wanted: Recorded) -> Recorded | None:
     """The one that was started ahead, if it is what ``wanted`` would be; the caller's to end."""
-    global _next
-    ready, _next = _next, None
+    global _next  # noqa: PLW0603
+    ready = _next
     if ready is None:
         return None
     ready.wait()
+    _next = None
     fits = ready.fits(wanted)
     ready.close()
     if ready.started:
@@ -171,10 +170,11 @@ def settle() -> None:
     Raises:
         OSError: one could not be ended; the note says of which test.
     """
-    global _next
-    ready, _next = _next, None
+    global _next  # noqa: PLW0603
+    ready = _next
     if ready is not None:
         ready.wait()
+        _next = None
         ready.close()
         if ready.started:
             ready.container.stop()

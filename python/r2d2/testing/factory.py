@@ -85,7 +85,7 @@ class Factory:
 
 def _following(item: pytest.Item) -> pytest.Item | None:
     """The next of the coming tests that wants a container of its own, if it comes soon."""
-    if item.stash.get(plugin.last, True):
+    if item.stash.get(plugin.last, True) or not item.config.getini("r2d2_ahead"):
         return None
     items = item.session.items
     positions = item.session.stash.get(_positions, {})

@@ -17,6 +17,8 @@ Fixtures: ``container`` (a running container, fresh for each test), ``container_
 (provisions an image once for all tests and workers).
 The marker ``r2d2`` takes the keywords of ``r2d2.Container``; its ``network=True`` makes the test's containers
 members of its ``network``, and a dictionary in place of True has the keywords of ``r2d2.Network``.
+The container of a coming test is started while one runs (``r2d2.testing.ahead``): tests see one more child of
+their process; ``r2d2_ahead = false`` in the configuration file keeps that away.
 ``isolated`` is described in ``r2d2.testing.isolated``. On a host that cannot, tests are skipped with
 what to do about it.
 
@@ -71,6 +73,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--r2d2-keep", action="store_true", help="keep what r2d2_build made for the next run")
     parser.addini("r2d2_image", "what the fixture r2d2_image is", default="host")
+    parser.addini(
+        "r2d2_ahead", "start the container of a coming test while one runs", type="bool", default=True
+    )
     parser.addini("r2d2_scope", "the scope of the fixtures container and network", default="function")
 
 
@@ -267,12 +272,18 @@ def _session_directory(shared: Path) -> Path:
     return directory
 
 
+def _settle(*names: str) -> None:
+    """What was prepared for a test, or is left of one, ends."""
+    for name in names:
+        module: Any = sys.modules.get(f"r2d2.testing.{name}")
+        if module is not None:
+            module.settle()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Ends a container that was started ahead; the controller removes what was built for this run."""
-    ahead: Any = sys.modules.get("r2d2.testing.ahead")
-    if ahead is not None:
-        ahead.settle()
+    """Ends what was started ahead; the controller removes what was built for this run."""
+    _settle("worlds", "ahead")
     factory: Any = getattr(session.config, "_tmp_path_factory", None)
     if hasattr(session.config, "workerinput") or getattr(factory, "_basetemp", None) is None:
         return
@@ -348,6 +359,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.stash[last] = nextitem is None
     mark = item.get_closest_marker("isolated")
     if mark is None:
+        _settle("worlds")  # before anybody else could see it
         return None
     from .isolated import run
 
