@@ -22,8 +22,6 @@ assertions are rewritten as ever. Limits:
 from __future__ import annotations
 
 import contextlib
-import json
-import marshal
 import os
 import posix
 import select
@@ -36,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import namespaces, worlds
+from .answer import Answer, parse, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +45,7 @@ def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> b
     options = _options(mark)
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    answer = _Answer()
+    answer = Answer()
     call = pytest.CallInfo.from_call(
         lambda: _fork(item, nextitem, options, answer),
         when="call",
@@ -85,43 +84,6 @@ def _options(mark: pytest.Mark) -> dict[str, bool]:
     if mark.args or unknown:
         raise pytest.UsageError("@pytest.mark.isolated takes root=, net= and tmp= (true or false)")
     return {name: bool(mark.kwargs.get(name, default)) for name, default in options.items()}
-
-
-class _Answer:
-    """What came back from the fork."""
-
-    def __init__(self) -> None:
-        self.reports: list[dict[str, Any]] = []
-        self.warnings: list[dict[str, Any]] = []
-        self.left: list[str] = []
-        self.refused: str | None = None
-        self.exit: tuple[str, int | None] | None = None
-        self.complete = False
-        self.status: int | None = None
-
-    def take(self, kind: str, value: Any) -> None:
-        """One message."""
-        if kind == "report":
-            self.reports.append(value)
-        elif kind == "warning":
-            self.warnings.append(value)
-        elif kind == "left":
-            self.left = value
-        elif kind == "refused":
-            self.refused = value
-        elif kind == "exit":
-            self.exit = (value[0], value[1])
-        elif kind == "complete":
-            self.complete = True
-
-    def crash(self) -> str:
-        """How the test's process ended, when it should not have."""
-        if self.status is None:
-            return "the isolated test's process vanished"
-        code = os.waitstatus_to_exitcode(self.status)
-        if code >= 0:
-            return f"the isolated test's process exited with status {code}"
-        return f"the isolated test's process was killed by {signal.Signals(-code).name}"
 
 
 def _report(item: pytest.Item, call: pytest.CallInfo[Any]) -> pytest.TestReport:
@@ -174,7 +136,7 @@ def _replay(item: pytest.Item, told: dict[str, Any]) -> None:
 # The fork
 
 
-def _fork(item: pytest.Item, nextitem: pytest.Item | None, options: dict[str, bool], answer: _Answer) -> None:
+def _fork(item: pytest.Item, nextitem: pytest.Item | None, options: dict[str, bool], answer: Answer) -> None:
     """Runs the protocol in a fork; when it returns, none of it runs any more, however it was left."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -237,7 +199,7 @@ def _os_fork() -> int:
 def _listen(
     answers: Any,
     pid: int,
-    answer: _Answer,
+    answer: Answer,
     *,
     meanwhile: Callable[[], None],
     ended: Callable[[int | None], bool],
@@ -263,7 +225,7 @@ def _listen(
             if answers.fileno() in ready:
                 if data := answers.read(1 << 16):
                     message += data
-                    _parse(message, answer)
+                    parse(message, answer)
                 else:
                     waiting.unregister(answers)
                     done = answer.complete and ended(None)
@@ -272,19 +234,13 @@ def _listen(
                 done = True
                 ended(status)
                 message += answers.readall()
-                _parse(message, answer)
+                parse(message, answer)
     finally:
         os.close(pidfd)
         if not done:  # interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-
-
-def _parse(data: bytearray, answer: _Answer) -> None:
-    while len(data) >= 8 and len(data) >= (end := 8 + struct.unpack_from("=Q", data)[0]):
-        answer.take(*marshal.loads(data[8:end]))  # noqa: S302 - data alone, of a fork of ours
-        del data[:end]
 
 
 def _refusal(error: OSError) -> str:
@@ -318,7 +274,7 @@ def _child(
         if code == 0 and os._exit is posix._exit and len(os.listdir("/proc/self/task")) == 1:
             os.closerange(0, 1 << 30)  # all that others could see of it: see _listen
     except OSError as error:
-        _tell(writing, "refused", _refusal(error))
+        tell(writing, "refused", _refusal(error))
     finally:
         os._exit(code)
 
@@ -330,7 +286,7 @@ def _test(item: pytest.Item, world: worlds.World, kept: list[str], writing: int)
             if world.options["tmp"]:
                 namespaces.private_tmp(kept)
         except OSError as error:
-            _tell(writing, "refused", _refusal(error))
+            tell(writing, "refused", _refusal(error))
             return 1
         from _pytest.runner import runtestprotocol
 
@@ -346,10 +302,10 @@ def _test(item: pytest.Item, world: worlds.World, kept: list[str], writing: int)
                 for report in runtestprotocol(item, log=False, nextitem=None):
                     reports.report(report)
             except pytest.exit.Exception as error:
-                _tell(writing, "exit", [error.msg, error.returncode])
+                tell(writing, "exit", [error.msg, error.returncode])
         for each in told:
             reports.warning(each, "runtest", item.nodeid)
-        _tell(writing, "complete", None)
+        tell(writing, "complete", None)
     except BaseException:  # noqa: BLE001 - a fork must never run on in its parent's place
         import traceback
 
@@ -371,7 +327,7 @@ class _Reports:
     def report(self, report: Any) -> None:
         """``pytest_runtest_logreport``."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        _tell(self._writing, "report", data)
+        tell(self._writing, "report", data)
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded``."""
@@ -380,7 +336,7 @@ class _Reports:
             "text": str(message.message), "module": category.__module__, "category": category.__qualname__,
             "file": message.filename, "line": message.lineno, "when": when, "nodeid": nodeid,
         }  # fmt: skip
-        _tell(self._writing, "warning", told)
+        tell(self._writing, "warning", told)
 
 
 def _silence_reporters(config: pytest.Config) -> None:
@@ -397,13 +353,3 @@ def _forget_finalizers(state: Any) -> None:
     """What the parent set up is the parent's to tear down."""
     for node, (_, exception) in list(state.stack.items()):
         state.stack[node] = ([], exception)
-
-
-def _tell(writing: int, kind: str, value: Any) -> None:
-    try:
-        data = marshal.dumps((kind, value))
-    except ValueError:  # somebody's object, as a user property of the test
-        data = marshal.dumps((kind, json.loads(json.dumps(value, default=str))))
-    data = struct.pack("=Q", len(data)) + data
-    while data:
-        data = data[os.write(writing, data) :]
