@@ -89,6 +89,11 @@ def test_one_ahead_and_none_in_vain(made: pytest.Pytester) -> None:
         @pytest.mark.r2d2(network="host")
         def test_not_apart(container):
             assert container.pid not in pids
+            assert another(container) is None, "the next one's directory may still change"
+
+        @pytest.mark.r2d2(image="/usr")
+        def test_directory(container):
+            assert container.pid not in pids
             pids.append(another(container))
 
         def test_last(container):
@@ -96,7 +101,7 @@ def test_one_ahead_and_none_in_vain(made: pytest.Pytester) -> None:
             assert another(container) is None
     """)
     result = made.runpytest_subprocess(*QUIET, "-s")
-    result.assert_outcomes(passed=7)
+    result.assert_outcomes(passed=8)
     result.stdout.fnmatch_lines(["*children at the end: 0"])
     made.makepyfile("""
         import pytest

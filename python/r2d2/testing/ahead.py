@@ -2,7 +2,7 @@
 
 A thread starts it, and lives as long as that takes: none of ours is there while nothing is to do, nor across
 a fork(2) of the process. The next test gets it if a new one would be the same: its specification, and of the
-host and this process what a start copies (``_surroundings``, the mount table). If not it is thrown away, as
+host and this process what a start copies (``surroundings``, the mount table). If not it is thrown away, as
 is one that could not be started: whoever wants it starts it again, and hears why. Only containers are
 prepared that have nothing to do with the host but to be stacked upon it: no network but ``none``, no mounts,
 no limits, no directories of the caller's.
@@ -22,6 +22,8 @@ import resource
 import select
 import threading
 from typing import TYPE_CHECKING, Any
+
+from r2d2.cache import cache_dir
 
 from .leaks import children
 
@@ -47,17 +49,20 @@ def apart(spec: ContainerSpec) -> bool:
     """Whether a container has nothing to do with the host but its files, read only."""
     if spec.limits != type(spec.limits)() or spec.storage == "disk":
         return False
+    # The cache's layers never change; a directory of the caller's may, until its container is to start.
+    if spec.image.layers and not all(each.startswith(cache_dir() + "/") for each in spec.image.layers):
+        return False
     return all(getattr(spec, name) == value for name, value in _APART.items())
 
 
 class _Start:
     """A container that a thread starts."""
 
-    def __init__(self, container: Recorded) -> None:
+    def __init__(self, container: Recorded, around: tuple[Any, ...]) -> None:
         self.container = container
         self.started = False
         self._mounts = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115 - it is asked later
-        self._around = _surroundings()
+        self._around = around
         self._thread = threading.Thread(target=self._run, name="r2d2-ahead", daemon=True)
         self._thread.start()
 
@@ -78,10 +83,10 @@ class _Start:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def fits(self, wanted: Recorded) -> bool:
-        """Whether it is what ``wanted`` would be, if that was started now."""
+    def fits(self, wanted: Recorded, around: tuple[Any, ...]) -> bool:
+        """Whether it is what ``wanted`` would be, if that was started now, in these surroundings."""
         mine = self.container.spec._replace(name=wanted.spec.name)
-        same = self.started and mine == wanted.spec and self._around == _surroundings()
+        same = self.started and mine == wanted.spec and self._around == around
         # Readable as an error once the table has changed (proc_pid_mountinfo(5)).
         waiting = select.poll()
         waiting.register(self._mounts, select.POLLPRI)
@@ -101,7 +106,7 @@ _pids: set[int] = set()
 _failed: list[tuple[str, BaseException]] = []
 
 
-def take(wanted: Recorded) -> Recorded | None:
+def take(wanted: Recorded, around: tuple[Any, ...]) -> Recorded | None:
     """The one that was started ahead, if it is what ``wanted`` would be; the caller's to end."""
     global _next  # noqa: PLW0603
     ready = _next
@@ -109,7 +114,7 @@ def take(wanted: Recorded) -> Recorded | None:
         return None
     ready.wait()
     _next = None
-    fits = ready.fits(wanted)
+    fits = ready.fits(wanted, around)
     ready.close()
     if ready.started:
         _pids.discard(ready.container.pid)
@@ -119,14 +124,14 @@ def take(wanted: Recorded) -> Recorded | None:
     return None
 
 
-def prepare(make: Callable[[], Recorded] | None) -> None:
+def prepare(make: Callable[[], Recorded] | None, around: tuple[Any, ...]) -> None:
     """Begins to start another one, if one is wanted and of the kind that may be."""
     global _next  # noqa: PLW0603
     if _next is None and make is not None:
         with contextlib.suppress(Exception):  # the next test's own to be told
             container = make()
             if apart(container.spec):
-                _next = _Start(container)
+                _next = _Start(container, around)
     if _next is None:
         _reap()
 
@@ -185,7 +190,7 @@ def settle() -> None:
         raise error
 
 
-def _surroundings() -> tuple[Any, ...]:
+def surroundings() -> tuple[Any, ...]:
     """What a start copies of this process, and of the host's top-level directory."""
     with os.scandir("/") as entries:
         top = {

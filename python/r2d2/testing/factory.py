@@ -54,14 +54,17 @@ class Factory:
             return self()
         with plugin.refusals(self._request.config):
             container = self._new(None, keywords)
-            if (ready := ahead.take(container)) is not None:
+            around = ahead.surroundings()
+            if (ready := ahead.take(container, around)) is not None:
                 container = ready
             self.containers.append(container)
             self._request.node.stash.setdefault(plugin.recorded, []).append(container)
             if ready is None:
                 container.start()
         following = _following(self._request.node)
-        ahead.prepare(None if following is None else lambda: self._new(None, plugin.keywords(following)))
+        ahead.prepare(
+            None if following is None else lambda: self._new(None, plugin.keywords(following)), around
+        )
         return container
 
     def close(self) -> None:
