@@ -191,6 +191,59 @@ def test_isolated_tests_do_not_meet(pytester: pytest.Pytester, run: Callable[...
         marker.unlink()
 
 
+def test_isolated_in_a_row(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    """What is prepared for the next one, and what of the last one still ends meanwhile, is seen by nobody."""
+    pytester.makeconftest("""
+        import os
+
+        def children():
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return "none"
+            return "some"
+
+        def pytest_unconfigure(config):
+            print("children at the end:", children())
+    """)
+    pytester.makepyfile("""
+        import fcntl, os, socket, time
+        import pytest
+        from conftest import children
+
+        @pytest.mark.parametrize("number", range(4))
+        @pytest.mark.isolated(net=False, tmp=False)
+        def test_held_to_the_end(number):
+            global file, server
+            file = open("lock", "w")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            server = socket.create_server(("127.0.0.1", 46551))
+
+        @pytest.mark.isolated
+        def test_leaves_a_process():
+            if os.fork() == 0:
+                time.sleep(0.5)
+                open("late", "w").close()
+                os._exit(0)
+
+        @pytest.mark.parametrize("number", range(3))
+        @pytest.mark.isolated(root=True)
+        def test_other_options(number): assert children() == "none"
+
+        def test_bare(): assert children() == "none"
+
+        @pytest.mark.isolated
+        def test_fails(): assert 0
+
+        @pytest.mark.isolated
+        def test_never(): pass
+    """)
+    result = run("-s", "-x")
+    result.assert_outcomes(passed=9, failed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*children at the end: none"])
+    assert not (pytester.path / "late").exists()
+
+
 RESULTS = """
     import asyncio, os, subprocess, sys, unittest, warnings
     import pytest
@@ -529,7 +582,9 @@ def test_a_host_that_cannot_skips_with_a_hint(
     """)
     result = run("-rs")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*isolated: unshare(*): Operation not permitted; see r2d2.doctor()"])
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*isolated: * unshare: EPERM: Operation not permitted; see r2d2.doctor()"]
+    )
     run("--r2d2-required").assert_outcomes(errors=1)
 
 

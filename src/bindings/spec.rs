@@ -48,12 +48,14 @@ pub(super) struct Spec {
     userns: Option<String>,
 }
 
-fn id_map(userns: Option<&str>) -> Result<Option<IdMap>> {
+fn id_map(userns: Option<&str>, root: &Root) -> Result<Option<IdMap>> {
     match userns {
         None => Ok(None),
         Some("identity") => IdMap::identity().map(Some),
         Some("single") => Ok(Some(IdMap::single())),
         Some("subuid") => IdMap::delegated().map(Some),
+        // Who is not root inside cannot be the owner of a root file system: for programs alone.
+        Some("caller") if *root == Root::Shared => Ok(Some(IdMap::caller())),
         Some(other) => {
             Err(Error::spec(format!("userns {other:?}: not one of auto, identity, single, subuid, host")))
         }
@@ -141,7 +143,7 @@ impl Spec {
             other => return Err(Error::spec(format!("root {other:?}")).into()),
         };
         let userns = idmap;
-        let idmap = py.detach(|| id_map(userns.as_deref()))?;
+        let idmap = py.detach(|| id_map(userns.as_deref(), &root))?;
         let limits = limits.map(LimitsIn::limits).unwrap_or_default();
         let cgroup = py.detach(|| cgroup::plan(&name, &limits, ids(idmap.as_ref())))?;
         let upper = match (upper, work) {
@@ -182,7 +184,7 @@ impl Spec {
 
     /// The same, without limits, under another name; what it takes from the calling process (its ids) is read anew.
     fn named(&self, py: Python<'_>, name: String) -> PyResult<Self> {
-        let idmap = py.detach(|| id_map(self.userns.as_deref()))?;
+        let idmap = py.detach(|| id_map(self.userns.as_deref(), &self.spec.root))?;
         let cgroup = cgroup::plan(&name, &cgroup::Limits::default(), ids(idmap.as_ref()))?;
         let spec = core::Spec { name, idmap, cgroup, ..self.spec.clone() };
         Ok(Self { spec, userns: self.userns.clone() })

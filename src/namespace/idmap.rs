@@ -54,6 +54,14 @@ impl IdMap {
         }
     }
 
+    /// The calling user, who stays who it is; nobody else exists.
+    pub fn caller() -> Self {
+        let single = Self::single();
+        let same =
+            |ranges: Vec<Range>| ranges.into_iter().map(|r| Range { inside: r.outside, ..r }).collect();
+        Self { uids: same(single.uids), gids: same(single.gids), ..single }
+    }
+
     /// Every id that the calling process knows, onto itself. For real root.
     pub fn identity() -> Result<Self> {
         /// With the namespace. Its maps are written once: what was read stays true for as long as we are in it.
@@ -231,5 +239,7 @@ mod tests {
         let map = IdMap::single();
         assert!(map.deny_setgroups && map.has_uid(0) && !map.has_uid(1));
         assert_eq!(parse("         0          0 4294967295\n")[0].count, u32::MAX);
+        let own = Uid::effective().as_raw();
+        assert!(IdMap::caller().deny_setgroups && IdMap::caller().has_uid(own));
     }
 }

@@ -6,8 +6,9 @@ Needs an installed release build, pytest-xdist, and PostgreSQL for two of the fi
 otherwise quiet, or ``chrt -r 1`` before it. What is compared takes
 turns (a bare test, one with a container, an isolated one, and again), so that whatever else happens on the
 machine happens to all; figures are medians, in milliseconds. unshare(1) takes part in each turn: machines are
-compared by the ratio to it. What a test leaves for the background to do is paid by those that come next: so
-there are figures of the same kind in a row, too. Targets have a verdict.
+compared by the ratio to it. A test that forks, and waits for the end of that, is what an isolated one cannot
+be cheaper than. What a test leaves for the background to do is paid by those that come next: so there
+are figures of the same kind in a row, too. Targets have a verdict.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def pytest_unconfigure(config):
             json.dump(taken, file)
 """
 TURNS = """
-import subprocess, pytest
+import os, subprocess, pytest
 
 @pytest.mark.parametrize("number", range({rounds}))
 class TestTurns:
@@ -61,6 +62,10 @@ class TestTurns:
     def test_minimal(self, number, container): pass
     @pytest.mark.isolated
     def test_isolated(self, number): pass
+    def test_fork(self, number):
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
     def test_unshare(self, number):
         assert subprocess.call(["unshare", "-Urmpfnui", "true"]) == 0
 """
@@ -108,6 +113,10 @@ def turns(rounds: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     reference = " or unshare" if shutil.which("unshare") else ""
     row = statistics.fmean(taken("bare", rounds)["bare"])
+    alone = taken("bare or fork", rounds)
+    figures["fork and exit, over a bare test"] = statistics.median(
+        [time - base for time, base in zip(alone["fork"], alone["bare"], strict=True)]
+    )
     for kind in ("container", "minimal", "isolated"):
         times = taken(f"bare or test_{kind}{reference}", rounds)
         over = {

@@ -1,7 +1,7 @@
 """``@pytest.mark.isolated``: a test in mount, PID, network, UTS and IPC namespaces of its own.
 
-The test's set-up, call and tear-down run in a fork of the process, which has no other thread and so may make
-a user namespace, where it keeps its user id (with ``root=True``: is root). Real root makes none and keeps its
+The test's set-up, call and tear-down run in a fork of the process, which has no other thread and so may enter
+a user namespace, where it keeps its user id (with ``root=True``: is root). Real root has none and keeps its
 rights. The test is no PID 1: that is a cat(1), which gets what the test orphans, and when it ends the kernel
 kills everything that the test started (pid_namespaces(7)). ``lo`` is up; nothing else is there. /tmp and
 /dev/shm are empty but for what pytest needs of them (pytest's directories, the project, this interpreter).
@@ -22,9 +22,8 @@ assertions are rewritten as ever. Limits:
 from __future__ import annotations
 
 import contextlib
-import json
-import marshal
 import os
+import posix
 import select
 import signal
 import struct
@@ -34,7 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import namespaces
+from . import namespaces, worlds
+from .answer import Answer, parse, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +45,11 @@ def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> b
     options = _options(mark)
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    answer = _Answer()
+    answer = Answer()
     call = pytest.CallInfo.from_call(
-        lambda: _fork(item, options, answer), when="call", reraise=(KeyboardInterrupt, pytest.exit.Exception)
+        lambda: _fork(item, nextitem, options, answer),
+        when="call",
+        reraise=(KeyboardInterrupt, pytest.exit.Exception),
     )
     if call.excinfo is None and answer.refused is not None:
         reason = answer.refused
@@ -82,45 +84,6 @@ def _options(mark: pytest.Mark) -> dict[str, bool]:
     if mark.args or unknown:
         raise pytest.UsageError("@pytest.mark.isolated takes root=, net= and tmp= (true or false)")
     return {name: bool(mark.kwargs.get(name, default)) for name, default in options.items()}
-
-
-class _Answer:
-    """What came back from the fork."""
-
-    def __init__(self) -> None:
-        self.reports: list[dict[str, Any]] = []
-        self.warnings: list[dict[str, Any]] = []
-        self.left: list[str] = []
-        self.refused: str | None = None
-        self.exit: tuple[str, int | None] | None = None
-        self.complete = False
-        self.status: int | None = None
-
-    def take(self, kind: str, value: Any) -> None:
-        """One message."""
-        if kind == "report":
-            self.reports.append(value)
-        elif kind == "warning":
-            self.warnings.append(value)
-        elif kind == "left":
-            self.left = value
-        elif kind == "refused":
-            self.refused = value
-        elif kind == "exit":
-            self.exit = (value[0], value[1])
-        elif kind == "complete":
-            self.complete = True
-        elif kind == "status":
-            self.status = value
-
-    def crash(self) -> str:
-        """How the test's process ended, when it should not have."""
-        if self.status is None:
-            return "the isolated test's process vanished"
-        code = os.waitstatus_to_exitcode(self.status)
-        if code >= 0:
-            return f"the isolated test's process exited with status {code}"
-        return f"the isolated test's process was killed by {signal.Signals(-code).name}"
 
 
 def _report(item: pytest.Item, call: pytest.CallInfo[Any]) -> pytest.TestReport:
@@ -173,41 +136,58 @@ def _replay(item: pytest.Item, told: dict[str, Any]) -> None:
 # The fork
 
 
-def _fork(item: pytest.Item, options: dict[str, bool], answer: _Answer) -> None:
-    """Runs the protocol in a fork; returns when nothing of it is left, however it is left."""
+def _fork(item: pytest.Item, nextitem: pytest.Item | None, options: dict[str, bool], answer: Answer) -> None:
+    """Runs the protocol in a fork; when it returns, none of it runs any more, however it was left."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = namespaces.kept(item) if options["tmp"] else []
+    try:
+        world = worlds.take(options)
+    except OSError as error:
+        answer.take("refused", _refusal(error))
+        return
     parent = os.getpid()
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb", buffering=0) as answers:
-        if not namespaces.can_lend():
-            if (pid := _os_fork()) == 0:
-                _child(item, options, kept, writing, parent)
-            os.close(writing)
-            _listen(answers, pid, answer, lambda status: None)
-            return
+    upcoming = nextitem.get_closest_marker("isolated") if nextitem is not None else None
+    try:
         with contextlib.ExitStack() as stack:
-            try:
-                # One fork less: what this thread starts meanwhile is in the new PID namespace, the test, too.
-                with namespaces.lent_pid_namespace():
-                    first = stack.enter_context(namespaces.first_process())
-                    if (pid := _os_fork()) == 0:
-                        first.disown()
-                        _test(item, options, kept, writing, entered=False)
-            except OSError as error:
-                answer.take("refused", _refusal(error))
-                return
-            finally:
-                os.close(writing)
+            answers, writing = _pipe(stack)
+            told, telling = _pipe(stack)
+            # One fork less for root: what this thread starts meanwhile is in the new PID namespace.
+            with contextlib.nullcontext() if world.user else world.lent():
+                if (pid := _os_fork()) == 0:
+                    _child(item, world, kept, writing, telling, parent)
+            os.close(writing)
+            os.close(telling)
 
-            def ended(status: int | None) -> None:
-                if status is not None:
-                    answer.take("left", first.descendants())
-                    answer.take("status", status)
-                stack.close()
+            def ended(status: int | None) -> bool:
+                left = world.descendants(pid)
+                if status is None and left:
+                    return False
+                answer.take("left", left)
+                if status is None:
+                    worlds.leave(pid)
+                else:
+                    answer.status = struct.unpack("=i", data)[0] if (data := told.read(4)) else status
+                world.end(wait=bool(left))
+                return True
 
-            _listen(answers, pid, answer, ended)
+            _listen(answers, pid, answer, meanwhile=lambda: _prepare(upcoming), ended=ended)
+    finally:
+        if not world.ended:  # interrupted
+            world.end()
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[Any, int]:
+    """The reading end as a file, which the stack closes, and the other."""
+    reading, writing = os.pipe()
+    return stack.enter_context(os.fdopen(reading, "rb", buffering=0)), writing
+
+
+def _prepare(upcoming: pytest.Mark | None) -> None:
+    """The world of the next test."""
+    if upcoming is not None:
+        with contextlib.suppress(pytest.UsageError):  # its own to be told
+            worlds.prepare(_options(upcoming))
 
 
 def _os_fork() -> int:
@@ -216,101 +196,98 @@ def _os_fork() -> int:
         return os.fork()
 
 
-def _listen(answers: Any, pid: int, answer: _Answer, ended: Callable[[int | None], None]) -> None:
+def _listen(
+    answers: Any,
+    pid: int,
+    answer: Answer,
+    *,
+    meanwhile: Callable[[], None],
+    ended: Callable[[int | None], bool],
+) -> None:
     """Takes messages until the fork ended, tells ``ended`` its status, then takes what else was written.
 
-    When interrupted it kills the fork, whose status is then None.
+    The kernel needs longer to free the memory of a large process than many a test takes. So if the fork has
+    said that it is complete, and closed all of its files, ``ended`` is asked without a status whether that
+    will do. When interrupted it kills the fork. ``meanwhile`` is done while it runs.
 
     It reads not to the end of the pipe at once: the test's own forks have it, too, and ``ended`` kills these.
     """
     message = bytearray()
     pidfd = os.pidfd_open(pid)
-    status: int | None = None
+    done = False
     try:
+        meanwhile()
         waiting = select.poll()
         waiting.register(answers, select.POLLIN)
         waiting.register(pidfd, select.POLLIN)
-        while True:
+        while not done:
             ready = dict(waiting.poll())
             if answers.fileno() in ready:
                 if data := answers.read(1 << 16):
                     message += data
-                    _parse(message, answer)
+                    parse(message, answer)
                 else:
                     waiting.unregister(answers)
-            if pidfd in ready:
-                break
-        status = os.waitpid(pid, 0)[1]
-        ended(status)
-        message += answers.readall()
-        _parse(message, answer)
+                    done = answer.complete and ended(None)
+            if not done and pidfd in ready:
+                status = os.waitpid(pid, 0)[1]
+                done = True
+                ended(status)
+                message += answers.readall()
+                parse(message, answer)
     finally:
         os.close(pidfd)
-        if status is None:  # interrupted
+        if not done:  # interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            ended(None)
-            answers.readall()  # to the end: that of everybody who has the other end
-
-
-def _parse(data: bytearray, answer: _Answer) -> None:
-    while len(data) >= 8 and len(data) >= (end := 8 + struct.unpack_from("=Q", data)[0]):
-        answer.take(*marshal.loads(data[8:end]))  # noqa: S302 - data alone, of a fork of ours
-        del data[:end]
 
 
 def _refusal(error: OSError) -> str:
-    return f"isolated: {error.filename}: {error.strerror}; {namespaces.ADVICE}"
+    told = str(error) if type(error).__module__ == "r2d2.errors" else f"{error.filename}: {error.strerror}"
+    return f"isolated: {told}; {namespaces.ADVICE}"
 
 
-def _child(item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int, parent: int) -> None:
-    """Enters the namespaces, starts PID 1 and the test in them, tells how that ended. Never returns."""
+def _child(
+    item: pytest.Item, world: worlds.World, kept: list[str], writing: int, telling: int, parent: int
+) -> None:
+    """The fork. Never returns.
+
+    It enters the world and runs the test; where it is not in the world's PID namespace yet, a fork of its own
+    does, and it tells how that ended.
+    """
     code = 1
     try:
         # A timeout of the parent's is the parent's to act on.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        reason = namespaces.enter(options)
-        if reason is not None:
-            _tell(writing, "refused", reason)
-            return
-        namespaces.die_with_parent(parent)
-        with namespaces.first_process() as first:
-            pid = os.fork()
-            if pid == 0:
-                first.disown()
-                _test(item, options, kept, writing, entered=True)
-            _, status = os.waitpid(pid, 0)
-            _tell(writing, "left", first.descendants())
-            _tell(writing, "status", status)
-        code = 0
+        world.disown()
+        worlds.forget()
+        world.join()
+        if world.user:
+            worlds.die_with_parent(parent)
+            if (pid := os.fork()) != 0:
+                os.close(writing)
+                os.write(telling, struct.pack("=i", os.waitpid(pid, 0)[1]))
+                return
+        os.close(telling)
+        code = _test(item, world, kept, writing)
+        if code == 0 and os._exit is posix._exit and len(os.listdir("/proc/self/task")) == 1:
+            os.closerange(0, 1 << 30)  # all that others could see of it: see _listen
     except OSError as error:
-        _tell(writing, "refused", _refusal(error))
+        tell(writing, "refused", _refusal(error))
     finally:
         os._exit(code)
 
 
-def _test(
-    item: pytest.Item, options: dict[str, bool], kept: list[str], writing: int, *, entered: bool
-) -> None:
-    """The test itself. Never returns.
-
-    Args:
-        item, options, kept, writing: as above.
-        entered: whether the namespaces were entered; otherwise only the PID namespace was.
-    """
-    code = 1
+def _test(item: pytest.Item, world: worlds.World, kept: list[str], writing: int) -> int:
+    """The test itself: an exit status."""
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         try:
-            reason = None if entered else namespaces.enter(options, pid=False)
-            if reason is None:
-                namespaces.mounts(options, kept)
+            if world.options["tmp"]:
+                namespaces.private_tmp(kept)
         except OSError as error:
-            reason = _refusal(error)
-        if reason is not None:
-            _tell(writing, "refused", reason)
-            return
+            tell(writing, "refused", _refusal(error))
+            return 1
         from _pytest.runner import runtestprotocol
 
         from . import plugin
@@ -325,19 +302,19 @@ def _test(
                 for report in runtestprotocol(item, log=False, nextitem=None):
                     reports.report(report)
             except pytest.exit.Exception as error:
-                _tell(writing, "exit", [error.msg, error.returncode])
+                tell(writing, "exit", [error.msg, error.returncode])
         for each in told:
             reports.warning(each, "runtest", item.nodeid)
-        _tell(writing, "complete", None)
-        code = 0
+        tell(writing, "complete", None)
     except BaseException:  # noqa: BLE001 - a fork must never run on in its parent's place
         import traceback
 
         traceback.print_exc()
+        return 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+    return 0
 
 
 class _Reports:
@@ -350,7 +327,7 @@ class _Reports:
     def report(self, report: Any) -> None:
         """``pytest_runtest_logreport``."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        _tell(self._writing, "report", data)
+        tell(self._writing, "report", data)
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded``."""
@@ -359,7 +336,7 @@ class _Reports:
             "text": str(message.message), "module": category.__module__, "category": category.__qualname__,
             "file": message.filename, "line": message.lineno, "when": when, "nodeid": nodeid,
         }  # fmt: skip
-        _tell(self._writing, "warning", told)
+        tell(self._writing, "warning", told)
 
 
 def _silence_reporters(config: pytest.Config) -> None:
@@ -376,13 +353,3 @@ def _forget_finalizers(state: Any) -> None:
     """What the parent set up is the parent's to tear down."""
     for node, (_, exception) in list(state.stack.items()):
         state.stack[node] = ([], exception)
-
-
-def _tell(writing: int, kind: str, value: Any) -> None:
-    try:
-        data = marshal.dumps((kind, value))
-    except ValueError:  # somebody's object, as a user property of the test
-        data = marshal.dumps((kind, json.loads(json.dumps(value, default=str))))
-    data = struct.pack("=Q", len(data)) + data
-    while data:
-        data = data[os.write(writing, data) :]

@@ -17,6 +17,8 @@ Fixtures: ``container`` (a running container, fresh for each test), ``container_
 (provisions an image once for all tests and workers).
 The marker ``r2d2`` takes the keywords of ``r2d2.Container``; its ``network=True`` makes the test's containers
 members of its ``network``, and a dictionary in place of True has the keywords of ``r2d2.Network``.
+The container of a coming test is started while one runs (``r2d2.testing.ahead``): tests see one more child of
+their process; ``r2d2_ahead = false`` in the configuration file keeps that away.
 ``isolated`` is described in ``r2d2.testing.isolated``. On a host that cannot, tests are skipped with
 what to do about it.
 
@@ -25,6 +27,7 @@ pytest loads this module in every run, so it imports the standard library and py
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
 
 _SCOPES = ("function", "class", "module", "package", "session")
 _FIXTURES = {"container", "container_factory", "network", "r2d2_image", "r2d2_build"}
-_recorded = pytest.StashKey[list["Recorded | RecordedNetwork"]]()
+recorded = pytest.StashKey[list["Recorded | RecordedNetwork"]]()
+#: Whether a test is the last one.
+last = pytest.StashKey[bool]()
 _new = pytest.StashKey[set[int]]()
 _opened = pytest.StashKey[list["Network"]]()
 #: In the fork of an isolated test: the way to its parent.
@@ -68,6 +73,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--r2d2-keep", action="store_true", help="keep what r2d2_build made for the next run")
     parser.addini("r2d2_image", "what the fixture r2d2_image is", default="host")
+    parser.addini(
+        "r2d2_ahead", "start the container of a coming test while one runs", type="bool", default=True
+    )
     parser.addini("r2d2_scope", "the scope of the fixtures container and network", default="function")
 
 
@@ -93,6 +101,17 @@ def _uses(item: pytest.Item) -> bool:
         return True
     known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
     return any(known[name][-1].func.__module__ == __name__ for name in _FIXTURES & known.keys())
+
+
+def wants_container(item: pytest.Item) -> bool:
+    """Whether a test has the fixture ``container``, as above."""
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {}).get("container", ())
+    return any(each.func.__module__ == __name__ for each in known)
+
+
+def forked() -> bool:
+    """Whether this is the fork of an isolated test."""
+    return _forked is not None
 
 
 def _verdict() -> str:
@@ -135,7 +154,7 @@ def explain_refusal(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _refusals(config: pytest.Config) -> Iterator[None]:
+def refusals(config: pytest.Config) -> Iterator[None]:
     """Turns what this host cannot do into a skip with the hint, whoever asked for it."""
     try:
         yield
@@ -151,7 +170,7 @@ def _refusals(config: pytest.Config) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """Fixtures of the project's own, too: a service that this host cannot have is no failure of the test."""
-    with _refusals(item.config):
+    with refusals(item.config):
         return (yield)
 
 
@@ -166,69 +185,29 @@ def _scope(fixture_name: str, config: pytest.Config) -> Any:
     return scope
 
 
-def _keywords(node: pytest.Item | pytest.Collector) -> dict[str, Any]:
-    """Those of all markers, the nearest last."""
-    keywords: dict[str, Any] = {}
+def keywords(node: pytest.Item | pytest.Collector) -> dict[str, Any]:
+    """Those of all markers ``r2d2``, the nearest last."""
+    found: dict[str, Any] = {}
     for mark in reversed(list(node.iter_markers("r2d2"))):
         if mark.args:
             raise pytest.UsageError(f"@pytest.mark.r2d2{mark.args!r}: keywords only, such as image='minimal'")
-        keywords |= mark.kwargs
-    return keywords
+        found |= mark.kwargs
+    return found
 
 
-def _joins(network: Any) -> bool:
+def joins(network: Any) -> bool:
     """Whether a marker's ``network`` stands for the fixture of this name."""
     return network is True or isinstance(network, dict)
-
-
-class _Factory:
-    """Makes containers that end with the fixture."""
-
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        self._request = request
-        self.containers: list[Recorded] = []
-        if _joins(_keywords(request.node).get("network")):
-            request.getfixturevalue("network")  # before the containers, to end after them
-
-    def __call__(self, image: Any = None, **keywords: Any) -> Container:
-        from .recorded import Recorded
-
-        keywords = _keywords(self._request.node) | keywords
-        if _joins(keywords.get("network")):
-            keywords["network"] = self._request.getfixturevalue("network")
-        marked = keywords.pop("image", None)
-        chosen = marked if image is None else image
-        if chosen is None:
-            chosen = self._request.getfixturevalue("r2d2_image")
-        with _refusals(self._request.config):
-            container = Recorded(chosen, **keywords)
-            self.containers.append(container)
-            self._request.node.stash.setdefault(_recorded, []).append(container)
-            return container.start()
-        raise AssertionError  # refused: a skip or a failure was raised
-
-    def close(self) -> None:
-        failed = None
-        for container in reversed(self.containers):
-            try:
-                container.stop()
-                for program in container.programs:
-                    program.process.poll()  # it has ended, and is not to be taken for forgotten
-            except Exception as error:  # noqa: BLE001 - the others end, too
-                failed = error
-            # What is left of it is a few descriptors, which go with the last reference.
-            self._request.node.stash[_recorded].remove(container)
-        self.containers.clear()
-        if failed is not None:
-            raise failed
 
 
 @pytest.fixture(scope=_scope)
 def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     """A running container: an ``r2d2.Container`` of ``r2d2_image``, or of what the marker ``r2d2`` says."""
-    factory = _Factory(request)
+    from .factory import Factory
+
+    factory = Factory(request)
     try:
-        yield factory()
+        yield factory.first()
     finally:
         factory.close()
 
@@ -236,7 +215,9 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
 @pytest.fixture
 def container_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Container]]:
     """Makes running containers: ``container_factory(image=None, **keywords)``; all end with the test."""
-    factory = _Factory(request)
+    from .factory import Factory
+
+    factory = Factory(request)
     try:
         yield factory
     finally:
@@ -248,12 +229,12 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
     """A running ``r2d2.Network``; the marker's ``network={"seed": 7}`` has its keywords."""
     from .recorded_network import RecordedNetwork
 
-    marked = _keywords(request.node).get("network")
+    marked = keywords(request.node).get("network")
     made = RecordedNetwork(**(marked if isinstance(marked, dict) else {}))
-    known = request.node.stash.setdefault(_recorded, [])
+    known = request.node.stash.setdefault(recorded, [])
     known.append(made)
     try:
-        with _refusals(request.config):
+        with refusals(request.config):
             made.start()
         yield made
     finally:
@@ -291,9 +272,18 @@ def _session_directory(shared: Path) -> Path:
     return directory
 
 
+def _settle(*names: str) -> None:
+    """What was prepared for a test, or is left of one, ends."""
+    for name in names:
+        module: Any = sys.modules.get(f"r2d2.testing.{name}")
+        if module is not None:
+            module.settle()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The controller removes what was built for this run."""
+    """Ends what was started ahead; the controller removes what was built for this run."""
+    _settle("worlds", "ahead")
     factory: Any = getattr(session.config, "_tmp_path_factory", None)
     if hasattr(session.config, "workerinput") or getattr(factory, "_basetemp", None) is None:
         return
@@ -315,7 +305,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and report.when in ("setup", "call"):
         for node in [item, *item.listchain()[:-1]]:
-            for each in node.stash.get(_recorded, ()):
+            for each in node.stash.get(recorded, ()):
                 report.sections.extend(each.sections(verbose=item.config.getoption("verbose") > 0))
     if report.failed and call.excinfo is not None:
         shown = item.config.stash[_shown]
@@ -336,7 +326,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     try:
         return (yield)
     finally:
-        item.stash[_new] = leaks.children().keys() - before.keys()
+        item.stash[_new] = leaks.children() - before
         item.stash[_opened] = [each for each in leaks.networks() if each not in networks]
 
 
@@ -346,7 +336,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     result = yield
     new = item.stash.get(_new, set())
     if new:
-        fixtures = [each for node in item.listchain() for each in node.stash.get(_recorded, ())]
+        fixtures = [each for node in item.listchain() for each in node.stash.get(recorded, ())]
         opened = [each for each in item.stash.get(_opened, []) if each.alive and each not in fixtures]
         item.stash[_opened] = []
         warn_of_leaks(item, leaks.left(new, opened, {each.pid for each in fixtures if each.running}))
@@ -366,8 +356,10 @@ def warn_of_leaks(item: pytest.Item, left: list[str]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Hands tests that are marked ``isolated`` over."""
+    item.stash[last] = nextitem is None
     mark = item.get_closest_marker("isolated")
     if mark is None:
+        _settle("worlds")  # before anybody else could see it
         return None
     from .isolated import run
 

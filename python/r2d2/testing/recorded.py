@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from r2d2.container import Container
 from .seen import tail
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from r2d2.process import CompletedProcess, Process
 
 #: Programs and lines of output that a report shows.
@@ -72,6 +75,14 @@ class Recorded(Container):
         if self._mine.last is not None:
             self._mine.last.keep(done.stdout, done.stderr)
         return done
+
+    def leave(self) -> Callable[[], None]:
+        """Kills it; what is returned waits until nothing is left, as ``stop`` does, in any thread."""
+        handle = self._running()
+        handle.kill(signal.SIGKILL)
+        self._closed = True
+        self.stop()  # the rest of it
+        return handle.stop
 
     def sections(self, *, verbose: bool = False) -> list[tuple[str, str]]:
         """For a test's report: state and programs; the steps of the start if it failed, or ``verbose``."""
