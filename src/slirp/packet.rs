@@ -260,6 +260,13 @@ impl<H: Host, D: Device> Engine<H, D> {
         }
         // A router counts its hop.
         let ttl = ip.ttl.saturating_sub(1).max(1);
+        if data.len() >= udp::LARGE {
+            self.flush_run();
+            if let Some((key, Flow::Udp(assoc))) = self.flows.get(id) {
+                assoc.send(&mut self.core, key, data, (size, ttl));
+            }
+            return;
+        }
         if !self.run.push(id, data, size, ttl) {
             self.flush_run();
             self.run.push(id, data, size, ttl);
@@ -320,7 +327,8 @@ impl<H: Host, D: Device> Engine<H, D> {
     pub(super) fn flush_run(&mut self) {
         let Some(id) = self.run.id else { return };
         if let Some((key, Flow::Udp(assoc))) = self.flows.get(id) {
-            assoc.send(&mut self.core, key, &self.run);
+            let udp::Run { data, segment, ttl, .. } = &self.run;
+            assoc.send(&mut self.core, key, data, (*segment, *ttl));
         }
         self.run.id = None;
     }

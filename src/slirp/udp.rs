@@ -1,11 +1,11 @@
 //! UDP: one host socket for each pair of guest port and remote address.
 //!
 //! *Guest to host.* Datagrams of one flow and one size that follow each other in a batch of frames leave by one
-//! `sendmsg` with `UDP_SEGMENT`; so do those that the guest sent as one large frame. *Host to guest.* Datagrams of
-//! one flow and one size that are received together, by one `recvmmsg` or joined by `UDP_GRO`, go on as one frame that
-//! the guest's kernel cuts. ICMP errors about what was sent come
-//! back as the ICMP errors that they are, so that applications see ECONNREFUSED and traceroute works. A flow is
-//! forgotten when it has been silent: 30 s if it never had an answer, else 120 s (as Linux's conntrack).
+//! `sendmsg` with `UDP_SEGMENT`; so do those that the guest sent as one large frame, straight from where that was read.
+//! *Host to guest.* Datagrams of one flow and one size that are received together, by one `recvmmsg` or joined by
+//! `UDP_GRO`, go on as one frame that the guest's kernel cuts. ICMP errors about what was sent come back as the ICMP
+//! errors that they are, so that applications see ECONNREFUSED and traceroute works. A flow is forgotten when it has
+//! been silent: 30 s if it never had an answer, else 120 s (as Linux's conntrack).
 
 use super::core::{self, Core};
 use super::device::Device;
@@ -23,6 +23,8 @@ use std::net::SocketAddr;
 const BATCH: usize = 64;
 /// The most bytes of one send.
 const BATCH_BYTES: usize = 64000;
+/// A frame with so many bytes is a send of its own: to copy it costs more than the call that it might save.
+pub const LARGE: usize = 8 << 10;
 /// How often a socket is read before others get their turn.
 pub const TURN: usize = 8;
 
@@ -76,16 +78,20 @@ impl Assoc {
         }
     }
 
-    /// Sends a run of datagrams of the guest.
-    pub fn send<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, key: &Key, run: &Run) {
-        self.traffic.sent += run.data.len() as u64;
+    /// Sends datagrams of the guest, of `segment` bytes each but the last.
+    pub fn send<H: Host, D: Device>(
+        &mut self,
+        core: &mut Core<H, D>,
+        key: &Key,
+        data: &[u8],
+        (segment, ttl): (usize, u8),
+    ) {
+        self.traffic.sent += data.len() as u64;
         let failure = match &self.kind {
-            Kind::Direct(sock) => {
-                core.host.send_datagrams(*sock, None, &run.data, run.segment, run.ttl).err()
-            }
+            Kind::Direct(sock) => core.host.send_datagrams(*sock, None, data, segment, ttl).err(),
             Kind::Forward { listener, client } => {
                 self.replied = true;
-                core.host.send_datagrams(*listener, Some(*client), &run.data, run.segment, 0).err()
+                core.host.send_datagrams(*listener, Some(*client), data, segment, 0).err()
             }
             Kind::Dns(_) => None,
         };

@@ -1,12 +1,14 @@
 /* Traffic between two network namespaces, measured by the side that receives it: IPv4, one figure or line of figures an
  * answer.
  *
- *   traffic serve PORT                      echo on PORT (TCP, UDP); PORT+1 takes (TCP, UDP), PORT+2 gives; says "ready"
+ *   traffic serve PORT                      echo on PORT (TCP, UDP); PORT+1 takes (TCP, UDP), PORT+2 gives (TCP) and takes in
+ *                                           bulk (UDP); says "ready"
  *   traffic put|get HOST PORT SECONDS FLOWS Gbit/s of TCP to PORT+1, from PORT+2
  *   traffic ask HOST PORT SECONDS           round trips of a byte on one connection: p50, p99 in microseconds
  *   traffic dial HOST PORT SECONDS CLIENTS  connections with a byte there and back: per second, errors
  *   traffic flood HOST PORT SECONDS BYTES   datagrams to PORT+1, one a call, as iperf3 -u -b 0 sends them
- *   traffic count PORT                      of which so many arrived here since the last time, over so many seconds
+ *   traffic bulk HOST PORT SECONDS BYTES    datagrams to PORT+2, as many a call as UDP_SEGMENT takes, as QUIC servers send them
+ *   traffic count PORT                      so many datagrams arrived on that port since the last time, over so many seconds
  *   traffic hold HOST PORT COUNT            so many connections that each echoed a byte, kept until standard input ends
  *   traffic first HOST PORT                 tries until a byte came back: CLOCK_MONOTONIC in nanoseconds
  */
@@ -14,6 +16,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SAMPLES = 1 << 21, CHUNK = 1 << 18 };
+enum { SAMPLES = 1 << 21, CHUNK = 1 << 18, PARCELS = 32, ROOM = 1 << 16 };
 static char chunk[CHUNK];
 
 static double now(void) {
@@ -156,12 +159,48 @@ static void take(int port) {
     }
 }
 
+/* The same of runs that the kernel has joined or never cut (UDP_GRO), many runs a call. */
+static void take_bulk(int port) {
+    static char rooms[PARCELS][ROOM];
+    static struct mmsghdr runs[PARCELS];
+    static struct iovec places[PARCELS];
+    static struct sockaddr_in from[PARCELS];
+    static union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr aligned; } notes[PARCELS];
+    int s = bound(SOCK_DGRAM, port), one = 1, most = 4 << 20;
+    setsockopt(s, SOL_UDP, UDP_GRO, &one, sizeof one);
+    setsockopt(s, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
+    double first = 0, last = 0;
+    unsigned long count = 0;
+    for (;;) {
+        for (int i = 0; i < PARCELS; i++) {
+            places[i] = (struct iovec){rooms[i], ROOM};
+            runs[i].msg_hdr = (struct msghdr){&from[i], sizeof from[i], &places[i], 1, &notes[i], sizeof notes[i], 0};
+        }
+        int n = recvmmsg(s, runs, PARCELS, MSG_WAITFORONE, 0);
+        for (int i = 0; i < n; i++) {
+            unsigned length = runs[i].msg_len, each = length;
+            struct cmsghdr *note = CMSG_FIRSTHDR(&runs[i].msg_hdr);
+            if (note && note->cmsg_level == SOL_UDP && note->cmsg_type == UDP_GRO) each = *(int *)CMSG_DATA(note);
+            if (length == 1) {
+                int r = sprintf(chunk, "%lu %.6f\n", count, last - first);
+                sendto(s, chunk, r, 0, (void *)&from[i], sizeof from[i]);
+                count = 0;
+            } else if (length > 1) {
+                last = now();
+                if (count == 0) first = last;
+                count += (length + each - 1) / each;
+            }
+        }
+    }
+}
+
 static void serve(int port) {
-    for (int which = 0; which < 4; which++) {
+    for (int which = 0; which < 5; which++) {
         if (fork() == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
             if (which == 0) echo(port);
             if (which == 3) take(port + 1);
+            if (which == 4) take_bulk(port + 2);
             stream(port + which, which == 1);
         }
     }
@@ -260,9 +299,19 @@ static void flood(const char *host, int port, double seconds, int bytes) {
         if (send(s, chunk, bytes, 0) < 0 && errno != ENOBUFS && errno != ECONNREFUSED) fail("send");
 }
 
+static void bulk(const char *host, int port, double seconds, int bytes) {
+    int s = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in a = address(host, port + 2);
+    int most = 65507 / bytes < 64 ? 65507 / bytes : 64; /* UDP_MAX_SEGMENTS of older kernels */
+    if (connect(s, (void *)&a, sizeof a)) fail("connect");
+    if (setsockopt(s, SOL_UDP, UDP_SEGMENT, &bytes, sizeof bytes)) fail("UDP_SEGMENT");
+    for (double end = now() + seconds; now() < end;)
+        if (send(s, chunk, most * bytes, 0) < 0 && errno != ENOBUFS && errno != ECONNREFUSED) fail("send");
+}
+
 static void count(int port) {
     int s = socket(AF_INET, SOCK_DGRAM, 0);
-    struct sockaddr_in a = address("127.0.0.1", port + 1);
+    struct sockaddr_in a = address("127.0.0.1", port);
     patience(s, 5);
     if (connect(s, (void *)&a, sizeof a) || send(s, "?", 1, 0) != 1) fail("count");
     ssize_t r = recv(s, chunk, sizeof chunk, 0);
@@ -314,6 +363,7 @@ int main(int n, char **w) {
     else if (n == 5 && !strcmp(verb, "ask")) ask(w[2], atoi(w[3]), atof(w[4]));
     else if (n == 6 && !strcmp(verb, "dial")) dial(w[2], atoi(w[3]), atof(w[4]), atoi(w[5]));
     else if (n == 6 && !strcmp(verb, "flood")) flood(w[2], atoi(w[3]), atof(w[4]), atoi(w[5]));
+    else if (n == 6 && !strcmp(verb, "bulk")) bulk(w[2], atoi(w[3]), atof(w[4]), atoi(w[5]));
     else if (n == 5 && !strcmp(verb, "hold")) hold(w[2], atoi(w[3]), atoi(w[4]));
     else if (n == 4 && !strcmp(verb, "first")) first(w[2], atoi(w[3]));
     else return fprintf(stderr, "traffic: see the head of its source\n"), 2;

@@ -6,7 +6,7 @@
 
 use crate::address::{self, INET};
 use crate::slirp::host::{Datagram, Fault, Host, Inbox, Parcel, Peek, Ready, Sock};
-use crate::sys::{self, EAGAIN, EINTR};
+use crate::sys::{self, EAGAIN, EALREADY, EINPROGRESS, EINTR};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
@@ -157,11 +157,15 @@ impl Host for Sockets {
         self.fresh(sock, to.is_ipv6());
         let _ = sys::set_option(sock, SOL_TCP, TCP_NODELAY, 1);
         self.bind_source(sock, &to).inspect_err(|_| sys::close(sock))?;
-        let outcome = match sys::connect(sock, address::encode(&to).as_slice()) {
+        let at = address::encode(&to);
+        let mut answer = sys::connect(sock, at.as_slice());
+        if answer == Err(EINPROGRESS) {
+            // A local peer has answered by now: ask at once, by the same call, and save a round of epoll.
+            answer = sys::connect(sock, at.as_slice());
+        }
+        let outcome = match answer {
             Ok(_) => Ok(true),
-            // EINPROGRESS. A local peer has answered by now: ask at once and save a round of epoll.
-            Err(115) if sys::writable(sock) => self.connected(sock).map(|()| true),
-            Err(115) => Ok(false),
+            Err(EALREADY) => Ok(false),
             // No free port towards that peer.
             Err(99) if to.ip().is_loopback() => Err(ErrorKind::OutOfMemory),
             Err(errno) => Err(kind(errno)),

@@ -69,6 +69,10 @@ pub const ENETDOWN: i32 = 100;
 pub const EADDRINUSE: i32 = 98;
 /// errno.
 pub const EADDRNOTAVAIL: i32 = 99;
+/// errno.
+pub const EALREADY: i32 = 114;
+/// errno.
+pub const EINPROGRESS: i32 = 115;
 
 /// A system call that does not touch our memory.
 fn plain<const N: usize>(n: usize, args: [usize; N]) -> Outcome {
@@ -378,17 +382,9 @@ pub fn option(fd: Fd, level: i32, option: i32) -> Result<i32, i32> {
     Ok(value)
 }
 
-/// True if `fd` can be written, or has failed, right now.
-pub fn writable(fd: Fd) -> bool {
-    polled(fd, 4) // POLLOUT
-}
-
 /// True if `fd` can be read, or has failed, right now.
 pub fn readable(fd: Fd) -> bool {
-    polled(fd, 1) // POLLIN
-}
-
-fn polled(fd: Fd, events: i16) -> bool {
+    let events = 1i16; // POLLIN
     let mut entry = [0u8; 8];
     entry[..4].copy_from_slice(&fd.to_ne_bytes());
     entry[4..6].copy_from_slice(&events.to_ne_bytes());
