@@ -352,6 +352,7 @@ def attach(
     engine: Engine = "r2d2",
     delay: float = 0.0,
     loss: float = 0.0,
+    splice: bool = True,
 ) -> Network:
     """Gives a network namespace an interface to the world.
 
@@ -406,6 +407,7 @@ def attach(
         engine,
         delay,
         loss,
+        splice,
     )
     if engine != "r2d2":
         from . import external

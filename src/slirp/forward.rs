@@ -66,6 +66,9 @@ impl<H: Host, D: Device> Engine<H, D> {
         if let Some(place) = self.forwards.get_mut(index) {
             *place = Some(forward);
         }
+        if forward.tcp && self.splicing.is_some() {
+            self.core.host.expect_within(forward.to.ip());
+        }
         self.core.host.watch(forward.listener, MARK | index as u64);
         index
     }
@@ -108,6 +111,9 @@ impl<H: Host, D: Device> Engine<H, D> {
             };
             if let Some(closed) = self.flows.find(&key) {
                 self.remove(closed);
+            }
+            if self.splice(&key, sock) {
+                continue;
             }
             let tcb = tcp::accept(&mut self.core, &key, sock);
             self.insert_tcp(key, tcb);

@@ -42,6 +42,7 @@ pub mod neighbor;
 mod packet;
 pub mod pcapng;
 pub mod segment;
+pub mod splice;
 pub mod stats;
 pub mod switch;
 pub mod tcp;

@@ -1,9 +1,11 @@
 //! Joining the namespaces and making the interface there: in a forked child, whose descriptor of the interface is
-//! all that comes back. The child ends before the engine handles its first packet.
+//! all that comes back. The child ends before the engine handles its first packet, or stays to make sockets there
+//! (`within`).
 
 use crate::control::{Failure, Kind, Setup};
 use crate::netlink::Netlink;
 use crate::sys::{self, Fd};
+use crate::within::{self, Child};
 use crate::{packet, tap};
 
 const CLONE_NEWUSER: i32 = 0x1000_0000;
@@ -22,18 +24,21 @@ pub struct Interface {
     pub packet: bool,
 }
 
-/// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor.
-pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
+/// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor, and the child if it
+/// is to `stay`.
+pub fn attach(setup: &Setup, stay: bool) -> Result<(Interface, Option<Child>), Failure> {
     let (ours, theirs) =
         sys::socketpair().map_err(|e| Failure::new("start the attaching child", "socketpair", e))?;
-    let Some(child) = sys::fork().map_err(|e| Failure::new("start the attaching child", "fork", e))? else {
+    let Some(pid) = sys::fork().map_err(|e| Failure::new("start the attaching child", "fork", e))? else {
         sys::name(c"r2d2-attach");
         let code = match inside(setup) {
             Ok(made) => {
                 let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &made.fd.to_ne_bytes());
-                i32::from(
-                    sys::sendmsg(theirs, if made.packet { b"packet" } else { b"tap" }, &rights, 0).is_err(),
-                )
+                let sent = sys::sendmsg(theirs, if made.packet { b"packet" } else { b"tap" }, &rights, 0);
+                if sent.is_ok() && stay {
+                    within::serve(theirs);
+                }
+                i32::from(sent.is_err())
             }
             Err(failure) => i32::from(sys::send(theirs, failure.message().as_bytes(), 0, &[]).is_err()),
         };
@@ -42,13 +47,19 @@ pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
     sys::close(theirs);
     let (mut text, mut control) = ([0u8; 1024], [0u8; 64]);
     let answer = sys::recvmsg(ours, &mut text, &mut control, 0x4000_0000); // MSG_CMSG_CLOEXEC
-    sys::wait(child);
-    sys::close(ours);
-    let (n, len, _) = answer.map_err(|e| Failure::new("hear from the attaching child", "recvmsg", e))?;
+    let (n, len) = answer.as_ref().map_or((0, 0), |(n, len, _)| (*n, *len));
     let rights = sys::controls(control.get(..len).unwrap_or(&[]))
         .find(|(l, k, _)| (*l, *k) == (SOL_SOCKET, SCM_RIGHTS));
-    if let Some(fd) = rights.and_then(|(_, _, payload)| payload.first_chunk::<4>()) {
-        return Ok(Interface { fd: i32::from_ne_bytes(*fd), packet: text.get(..n) == Some(b"packet") });
+    let fd = rights.and_then(|(_, _, payload)| payload.first_chunk::<4>());
+    let child = (stay && fd.is_some()).then_some(Child { pid, channel: ours });
+    if child.is_none() {
+        sys::close(ours);
+        sys::wait(pid);
+    }
+    answer.map_err(|e| Failure::new("hear from the attaching child", "recvmsg", e))?;
+    if let Some(fd) = fd {
+        let packet = text.get(..n) == Some(b"packet");
+        return Ok((Interface { fd: i32::from_ne_bytes(*fd), packet }, child));
     }
     let text = String::from_utf8_lossy(text.get(..n).unwrap_or(&[])).into_owned();
     Err(Failure::parse(&text).unwrap_or_else(|| Failure::new("attach", "exit", sys::EINVAL)))

@@ -36,6 +36,7 @@ mod switching;
 mod sys;
 mod tap;
 mod waiting;
+mod within;
 
 fn main() {
     sys::name(c"r2d2-engine");
