@@ -204,7 +204,7 @@ impl<H: Host, D: Device> Engine<H, D> {
         match forward::from_token(token) {
             Some(index) => self.forward_ready(index),
             None if splice::is_inner(token) => {
-                self.spliced_ready(Id::from_token(splice::outer(token)), ready, true)
+                self.spliced_ready(Id::from_token(splice::outer(token)), ready, true);
             }
             None => self.flow_ready(Id::from_token(token), ready),
         }

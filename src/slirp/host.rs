@@ -39,6 +39,20 @@ pub struct Ready {
     pub urgent: bool,
 }
 
+impl Ready {
+    /// What was told, and what is told now.
+    #[must_use]
+    pub fn and(self, now: Self) -> Self {
+        Self {
+            read: self.read || now.read,
+            write: self.write || now.write,
+            hangup: self.hangup || now.hangup,
+            error: self.error || now.error,
+            urgent: self.urgent || now.urgent,
+        }
+    }
+}
+
 /// Which kind of datagram socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datagram {
@@ -129,13 +143,23 @@ pub trait Host {
         Err(ErrorKind::Unsupported)
     }
 
-    /// An empty pipe, if there is one to be had.
+    /// Takes stream data out.
+    fn read(&mut self, _sock: Sock, _into: &mut [u8]) -> Result<Peek, ErrorKind> {
+        Err(ErrorKind::Unsupported)
+    }
+
+    /// An empty pipe, if there is one to be had. It has room for 64 KiB at least.
     fn pipe(&mut self) -> Option<Pipe> {
         None
     }
 
     /// Takes a pipe back; one that is not empty is closed.
     fn put_back(&mut self, _pipe: Pipe, _empty: bool) {}
+
+    /// Puts bytes into a pipe; how many it took.
+    fn fill(&mut self, _pipe: Pipe, _data: &[u8]) -> usize {
+        0
+    }
 
     /// Moves up to `len` bytes from a stream into a pipe or out of one, unseen; `None` if it would block.
     fn splice(&mut self, _from: Sock, _to: Sock, _len: usize) -> Result<Option<usize>, ErrorKind> {

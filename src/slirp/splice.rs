@@ -27,19 +27,22 @@ use super::flow::{Id, Key};
 use super::host::{Host, Peek, Pipe, Ready, Sock};
 use super::stats::Traffic;
 use super::tcp;
-use super::time::{NEVER, SEC, Time};
+use super::time::{MS, NEVER, SEC, Time};
 use std::io::ErrorKind;
 
 /// Marks a token as that of a flow's inner socket.
 const INNER: u64 = 1 << 62;
 /// How long a guest may take to answer. Its kernel answers at once, and a SYN is sent again after as long.
 const PATIENCE: Time = SEC;
+/// And what is still to be looked at after that.
+const MOMENT: Time = 10 * MS;
 /// How long the interface is used for all after that.
 const DISTRUST: Time = 60 * SEC;
 /// What goes into a pipe at once.
 const CHUNK: usize = 1 << 20;
-/// Fewer bytes cannot have filled a pipe, which counts pieces: there are no more.
-const FEW: usize = 16;
+/// What is read and sent first: most messages are short, and two copies of them cost less than a pipe. Fits any pipe,
+/// should the receiver not take it.
+const FIRST: usize = 16 << 10;
 /// What a direction may carry before others have their turn.
 const TURN: usize = 8 << 20;
 /// What is copied at once when there is no pipe.
@@ -93,10 +96,12 @@ struct Lane {
 /// What is known of a lane's sender when something is to be carried.
 #[derive(Debug, Clone, Copy)]
 struct Hint {
-    /// Only what did not come with a reported end: a short read was the last.
+    /// A short read is the last: no end was reported, and whatever comes now will be.
     short: bool,
-    /// The next bytes may be urgent (tcp(7)): splice(2) stops there.
+    /// There may be an urgent byte (tcp(7)).
     urgent: bool,
+    /// The other direction is at its end already.
+    final_lane: bool,
 }
 
 impl Lane {
@@ -107,9 +112,9 @@ impl Lane {
         (from, to): (Sock, Sock),
         hint: Hint,
     ) -> Result<usize, ErrorKind> {
-        let (mut moved, mut last) = (0, false);
+        let (mut moved, mut last, mut bulk) = (0, false, false);
         (self.more, self.full) = (false, false);
-        while !self.shut {
+        while !self.shut && !last {
             if let (Some(pipe), true) = (self.pipe, self.held > 0) {
                 match core.host.splice(pipe.read, to, self.held)? {
                     Some(n) if n > 0 => {
@@ -123,42 +128,64 @@ impl Lane {
                     }
                 }
             }
-            if last {
-                break;
-            }
             if moved >= TURN {
                 self.more = true;
                 break;
             }
             let Some(pipe) = self.pipe.or_else(|| core.host.pipe()) else {
-                moved += self.copy(core, (from, to))?;
+                moved += self.copy(core, (from, to), hint)?;
                 break;
             };
             self.pipe = Some(pipe);
-            match core.host.splice(from, pipe.write, CHUNK)? {
-                // The end, or before it an urgent byte: a look tells.
-                Some(0) => {
-                    moved += self.copy(core, (from, to))?;
-                    break;
+            if bulk {
+                match core.host.splice(from, pipe.write, CHUNK)? {
+                    Some(n) if n > 0 => self.held = n,
+                    // The end, or an urgent byte, at which splice(2) stops: a reader knows.
+                    Some(_) => bulk = false,
+                    None if hint.urgent => bulk = false,
+                    None => break,
                 }
-                Some(n) => (self.held, last) = (n, n < FEW && hint.short),
-                None => {
-                    if hint.urgent {
-                        moved += self.copy(core, (from, to))?;
+                continue;
+            }
+            let (host, place) = core.payload(FIRST);
+            match host.read(from, place)? {
+                Peek::Data(n) => {
+                    let data = place.get(..n).unwrap_or(&[]);
+                    let sent = host.send(to, data)?;
+                    moved += sent;
+                    let rest = data.get(sent..).unwrap_or(&[]);
+                    if !rest.is_empty() {
+                        self.held = host.fill(pipe, rest);
+                        if self.held < rest.len() {
+                            return Err(ErrorKind::OutOfMemory);
+                        }
+                        self.full = true;
+                        return Ok(moved);
                     }
-                    break;
+                    (bulk, last) = (n == FIRST, n < FIRST && hint.short);
                 }
+                Peek::Blocked => break,
+                Peek::End => self.end(core, to, hint),
             }
         }
         self.give_back(core);
         Ok(moved)
     }
 
-    /// The same by copying: what is not taken stays in the queue. It passes over an urgent byte as a reader does.
+    /// Passes the end on. What both have said the end of is closed, which says it too.
+    fn end<H: Host, D: Device>(&mut self, core: &mut Core<H, D>, to: Sock, hint: Hint) {
+        if !hint.final_lane {
+            core.host.shutdown(to);
+        }
+        self.shut = true;
+    }
+
+    /// The same without a pipe: what is not taken stays in the queue.
     fn copy<H: Host, D: Device>(
         &mut self,
         core: &mut Core<H, D>,
         (from, to): (Sock, Sock),
+        hint: Hint,
     ) -> Result<usize, ErrorKind> {
         let mut moved = 0;
         while moved < TURN {
@@ -175,8 +202,7 @@ impl Lane {
                 }
                 Peek::Blocked => return Ok(moved),
                 Peek::End => {
-                    host.shutdown(to);
-                    self.shut = true;
+                    self.end(core, to, hint);
                     return Ok(moved);
                 }
             }
@@ -197,7 +223,12 @@ impl Lane {
 pub struct Spliced {
     outer: Sock,
     inner: Sock,
-    connecting: bool,
+    /// The guest has not answered. Meanwhile: what was told about the client's socket.
+    connecting: Option<Ready>,
+    /// It has had its time.
+    late: bool,
+    /// The client came by a Unix socket.
+    unix: bool,
     inward: Lane,
     outward: Lane,
     /// What it has carried.
@@ -207,7 +238,7 @@ pub struct Spliced {
 impl Spliced {
     /// Its name in lists.
     pub fn state(&self) -> &'static str {
-        if self.connecting { "SynSent" } else { "Spliced" }
+        if self.connecting.is_some() { "SynSent" } else { "Spliced" }
     }
 
     /// Nothing was said for long: the kernel is to find out whether the client still lives. (The server does: it is
@@ -224,19 +255,21 @@ impl Spliced {
         ready: Ready,
         inner: bool,
     ) -> Result<(), ErrorKind> {
-        let seen = Hint { short: !ready.hangup && !ready.urgent, urgent: ready.urgent };
-        // What was told while a lane was full, or its turn over, is told no more.
-        let hint = |lane: &Lane, news: bool| {
-            if news && !lane.full && !lane.more { seen } else { Hint { short: false, urgent: true } }
+        // What was told while a lane was full, or its turn over, is told no more. And a Unix socket stops a reader
+        // where descriptors were passed.
+        let hint = |lane: &Lane, other: &Lane, news: bool| {
+            let seen = news && !lane.full && !lane.more;
+            let short = seen && !ready.hangup && !ready.urgent && (inner || !self.unix);
+            Hint { short, urgent: !seen || ready.urgent, final_lane: other.shut }
         };
+        let inward = hint(&self.inward, &self.outward, !inner);
         let read = ready.read || ready.hangup;
         if (read && !inner) || (self.inward.full && inner) || self.inward.more {
-            let (sockets, hint) = ((self.outer, self.inner), hint(&self.inward, !inner));
-            self.traffic.received += self.inward.carry(core, sockets, hint)? as u64;
+            self.traffic.received += self.inward.carry(core, (self.outer, self.inner), inward)? as u64;
         }
+        let outward = hint(&self.outward, &self.inward, inner);
         if (read && inner) || (self.outward.full && !inner) || self.outward.more {
-            let (sockets, hint) = ((self.inner, self.outer), hint(&self.outward, inner));
-            self.traffic.sent += self.outward.carry(core, sockets, hint)? as u64;
+            self.traffic.sent += self.outward.carry(core, (self.inner, self.outer), outward)? as u64;
         }
         if ready.error {
             core.host.connected(if inner { self.inner } else { self.outer })?;
@@ -255,7 +288,8 @@ impl<H: Host, D: Device> Engine<H, D> {
     /// Whether one more connection to `key`'s guest may go around.
     fn may_splice(&self, key: &Key) -> bool {
         let Some(splicing) = &self.splicing else { return false };
-        // A quarter, each with two descriptors: the rest is for those that go over the interface.
+        // Half of what nobody else would get, or a quarter: the rest is for those that go over the interface, and
+        // for one flow more that each of these costs.
         let room = splicing.count < splicing.spare / 2 || splicing.count < self.core.config.limits.flows / 4;
         let to = key.guest().ip();
         room && self.core.now >= splicing.from
@@ -264,7 +298,7 @@ impl<H: Host, D: Device> Engine<H, D> {
     }
 
     /// Lets a client's connection go around the interface; false if it must go over it.
-    pub(super) fn splice(&mut self, key: &Key, sock: Sock) -> bool {
+    pub(super) fn splice(&mut self, key: &Key, sock: Sock, unix: bool) -> bool {
         if !self.may_splice(key) {
             self.core.stats.tcp_unspliced += u64::from(self.splicing.is_some());
             return false;
@@ -286,7 +320,9 @@ impl<H: Host, D: Device> Engine<H, D> {
         let flow = Spliced {
             outer: sock,
             inner,
-            connecting: !done,
+            connecting: (!done).then(Ready::default),
+            late: false,
+            unix,
             inward: Lane::default(),
             outward: Lane::default(),
             traffic: Traffic::default(),
@@ -312,18 +348,22 @@ impl<H: Host, D: Device> Engine<H, D> {
         let now = self.core.now;
         let Some((_, Flow::Spliced(flow))) = self.flows.get(id) else { return };
         let mut outcome = Ok(());
-        if flow.connecting {
-            if !inner || !(ready.write || ready.hangup) {
+        if let Some(told) = flow.connecting {
+            if !inner {
                 // The client's data waits in its socket until there is somebody to have it.
+                flow.connecting = Some(told.and(ready));
                 return;
             }
-            outcome = self.core.host.connected(flow.inner);
+            if !(ready.write || ready.hangup) {
+                return;
+            }
+            if ready.hangup {
+                outcome = self.core.host.connected(flow.inner);
+            }
             if outcome.is_ok() {
-                flow.connecting = false;
+                flow.connecting = None;
                 self.core.stats.tcp_spliced += 1;
-                // What the client's socket told before is told no more.
-                let all = Ready { read: true, hangup: true, ..Ready::default() };
-                outcome = flow.carry(&mut self.core, all, false);
+                outcome = flow.carry(&mut self.core, told, false);
             }
         }
         outcome = outcome.and_then(|()| flow.carry(&mut self.core, ready, inner));
@@ -340,8 +380,12 @@ impl<H: Host, D: Device> Engine<H, D> {
     /// The guest has not answered in time: the connection goes over the interface, under the same name.
     pub(super) fn unanswered(&mut self, id: Id) {
         let Some((key, Flow::Spliced(flow))) = self.flows.get(id) else { return };
-        if !flow.connecting {
+        if flow.connecting.is_none() {
             return;
+        }
+        // Perhaps it was us who had no time: what has happened meanwhile is told right after this.
+        if !std::mem::replace(&mut flow.late, true) {
+            return self.flows.arm(id, self.core.now + MOMENT);
         }
         let (key, outer) = (*key, flow.outer);
         self.core.host.close(flow.inner, true);

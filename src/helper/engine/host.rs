@@ -415,6 +415,19 @@ impl Host for Sockets {
         self.within.as_mut()?.pipe()
     }
 
+    fn read(&mut self, sock: Sock, into: &mut [u8]) -> Result<Peek, ErrorKind> {
+        match sys::recv(sock, into, MSG_DONTWAIT) {
+            Ok(0) => Ok(Peek::End),
+            Ok(n) => Ok(Peek::Data(n)),
+            Err(EAGAIN | EINTR) => Ok(Peek::Blocked),
+            Err(errno) => Err(kind(errno)),
+        }
+    }
+
+    fn fill(&mut self, pipe: Pipe, data: &[u8]) -> usize {
+        sys::write(pipe.write, data).unwrap_or(0)
+    }
+
     fn put_back(&mut self, pipe: Pipe, empty: bool) {
         if let Some(within) = &mut self.within {
             within.put_back(pipe, empty);

@@ -35,8 +35,8 @@ const MOST_PIPES: usize = 16;
 /// What a pipe is to hold, and what it must hold at least.
 const PIPE_BYTES: usize = 1 << 20;
 const LEAST_PIPE: usize = 64 << 10;
-/// Milliseconds that an empty stock is worth waiting for.
-const PATIENCE: usize = 5;
+/// Milliseconds that an empty stock is worth waiting for, once: until something comes, nobody waits again.
+const PATIENCE: usize = 50;
 /// The most descriptors that all this has in the engine, besides sockets that are in use.
 pub const DESCRIPTORS: usize = 2 * (BATCH + LOW) + 2 * MOST_PIPES;
 
@@ -83,6 +83,8 @@ struct Stock {
     fds: Vec<Fd>,
     /// An answer is due.
     asked: bool,
+    /// It was waited for in vain.
+    late: bool,
     /// There will never be any.
     none: bool,
 }
@@ -129,7 +131,7 @@ impl Within {
             let Ok((n, len, _)) = sys::recvmsg(self.channel, &mut text, &mut control, flags) else { return };
             let Some(kind) = Kind::of(text[0]).filter(|_| n > 0) else {
                 // It has ended.
-                self.stocks.iter_mut().for_each(|stock| stock.none = true);
+                self.stocks.iter_mut().for_each(|stock| (stock.none, stock.asked) = (true, false));
                 return;
             };
             let mut count = 0;
@@ -144,7 +146,7 @@ impl Within {
                 self.pipes += count / 2;
             }
             let stock = self.stock(kind);
-            stock.asked = false;
+            (stock.asked, stock.late) = (false, false);
             // It says how many there were: some may have been lost on the way, for want of descriptors.
             stock.none = text[1] == 0;
         }
@@ -154,9 +156,11 @@ impl Within {
     fn take(&mut self, kind: Kind) -> Option<Fd> {
         if self.stock(kind).fds.is_empty() {
             self.ask(kind);
-            if self.stock(kind).asked && sys::readable(self.channel, PATIENCE) {
+            let patience = if self.stock(kind).late { 0 } else { PATIENCE };
+            while self.stock(kind).asked && sys::readable(self.channel, patience) {
                 self.drain();
             }
+            self.stock(kind).late = self.stock(kind).asked;
         }
         let fd = self.stock(kind).fds.pop();
         if self.stock(kind).fds.len() < LOW {
@@ -180,13 +184,9 @@ impl Within {
             // Whatever it is, it is not the server that refuses.
             Err(_) => Err(sys::EINVAL),
         };
-        // EINPROGRESS. It is the same kernel: it has answered by now, unless it will not.
         let outcome = match outcome {
             Ok(_) => Ok(true),
-            Err(115) if sys::writable(sock) => match sys::option(sock, SOL_SOCKET, 4) {
-                Ok(0) => Ok(true),
-                Ok(errno) | Err(errno) => Err(errno),
-            },
+            // EINPROGRESS. It is the same kernel, which has answered by now: epoll will tell, in the next breath.
             Err(115) => Ok(false),
             Err(errno) => Err(errno),
         };
