@@ -178,7 +178,7 @@ for first in ("client", "server"):
 
 @pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1"])
 def test_refused(guest: int, device: slirp.Device, listen: str) -> None:
-    """Nobody listens on the address that the port leads to: the client sees a reset, at once."""
+    """Nobody listens on the address that the port leads to, whichever way: the client sees a reset, at once."""
     code = SERVER.replace("80", "81") if listen == "nowhere" else SERVER.replace("0.0.0.0", listen)
     with slirp.attach(guest, device=device) as network, serving(guest, code):
         port = network.add_port(0, 80)
@@ -186,7 +186,7 @@ def test_refused(guest: int, device: slirp.Device, listen: str) -> None:
             with pytest.raises(ConnectionResetError), dial(port) as client:
                 client.recv(1)
         stats = network.stats()
-        assert (stats["tcp_in"], stats["tcp_spliced"], stats["tcp_unspliced"]) == (3, 0, 0)
+        assert (stats["tcp_in"], stats["tcp_spliced"], stats["tcp_unspliced"]) == (3, 0, 3)
         assert not network.flows()
         if listen == "nowhere":  # and that was for want of a server alone
             with dial(network.add_port(0, 81)) as client:
@@ -291,6 +291,28 @@ def test_who_wants_to_see_frames_sees_them(guest: int, tmp_path: Path) -> None:
             greeting(client)
         assert carried(network) == (1, 0)
         assert not makers(network)
+
+
+def test_server_that_is_bound_to_the_interface(guest: int) -> None:
+    """It does not hear what comes by ``lo``, and is asked again over the interface."""
+    code = """
+l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"tap0"); l.bind(("", 80)); l.listen()
+print("ready", flush=True)
+s, peer = l.accept(); s.sendall(f"{peer[0]} {peer[1]}\\n".encode()); s.sendall(s.recv(9))
+"""
+    with (
+        slirp.attach(guest) as network,
+        serving(guest, code),
+        network.events() as events,
+        dial(network.add_port(0, 80)) as client,
+    ):
+        assert greeting(client) == f"10.0.2.2 {client.getsockname()[1]}"
+        client.sendall(b"hello")
+        assert client.recv(9) == b"hello"
+        assert (carried(network), network.stats()["tcp_unspliced"]) == ((1, 0), 1)
+        (flow,) = network.flows()
+        assert flow.state == "Established"
+        assert next_of(events, "opened").remote == flow.remote
 
 
 def test_namespace_with_a_mind_of_its_own(guest: int) -> None:

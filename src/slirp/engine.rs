@@ -52,7 +52,7 @@ impl Flow {
 }
 
 /// Protocol, guest and remote of a flow.
-pub(super) fn named(key: &Key) -> String {
+fn named(key: &Key) -> String {
     let name = match key.proto {
         ip::TCP => "tcp",
         ip::UDP => "udp",

@@ -13,12 +13,13 @@
 //!
 //! A pipe is borrowed for as long as there is something in it: those who do not read keep one, others share. When
 //! there is none, bytes are copied ([`Lane::copy`]). The end of one direction is passed on, whatever the other does;
-//! a reset of either side resets the other; a server that refuses resets the client, who was accepted by the host.
+//! a reset of either side resets the other.
 //!
 //! Everything that cannot be so goes over the interface as ever: a guest without what it takes, or with other
 //! addresses than those that it was given; too few descriptors; somebody who wants to see the frames. A guest that
-//! lets [`PATIENCE`] pass without an answer, perhaps because of a filter of its own, is asked over the interface,
-//! and so are others for a while.
+//! refuses is asked again over the interface: perhaps its server is bound to that (`SO_BINDTODEVICE`); else the
+//! client, whom the host has accepted, is reset. So is one that lets [`PATIENCE`] pass without an answer, perhaps
+//! because of a filter of its own, and others over the interface for a while.
 
 use super::core::Core;
 use super::device::Device;
@@ -303,19 +304,9 @@ impl<H: Host, D: Device> Engine<H, D> {
             self.core.stats.tcp_unspliced += u64::from(self.splicing.is_some());
             return false;
         }
-        let (inner, done) = match self.core.host.connect_within(key.remote(), key.guest()) {
-            Ok(made) => made,
-            Err(ErrorKind::ConnectionRefused) => {
-                self.core.stats.tcp_in += 1;
-                self.begun(key);
-                self.core.host.close(sock, true);
-                self.core.tell(|| format!("closed {} 0 0", super::engine::named(key)));
-                return true;
-            }
-            Err(_) => {
-                self.core.stats.tcp_unspliced += 1;
-                return false;
-            }
+        let Ok((inner, done)) = self.core.host.connect_within(key.remote(), key.guest()) else {
+            self.core.stats.tcp_unspliced += 1;
+            return false;
         };
         let flow = Spliced {
             outer: sock,
@@ -357,14 +348,13 @@ impl<H: Host, D: Device> Engine<H, D> {
             if !(ready.write || ready.hangup) {
                 return;
             }
-            if ready.hangup {
-                outcome = self.core.host.connected(flow.inner);
+            // Refused, perhaps because a server waits for what comes by the interface alone.
+            if ready.hangup && self.core.host.connected(flow.inner).is_err() {
+                return self.go_over(id);
             }
-            if outcome.is_ok() {
-                flow.connecting = None;
-                self.core.stats.tcp_spliced += 1;
-                outcome = flow.carry(&mut self.core, told, false);
-            }
+            flow.connecting = None;
+            self.core.stats.tcp_spliced += 1;
+            outcome = flow.carry(&mut self.core, told, false);
         }
         outcome = outcome.and_then(|()| flow.carry(&mut self.core, ready, inner));
         let (over, more) = (flow.inward.shut && flow.outward.shut, flow.inward.more || flow.outward.more);
@@ -377,9 +367,9 @@ impl<H: Host, D: Device> Engine<H, D> {
         self.flows.touch(id, now);
     }
 
-    /// The guest has not answered in time: the connection goes over the interface, under the same name.
+    /// The guest has not answered in time.
     pub(super) fn unanswered(&mut self, id: Id) {
-        let Some((key, Flow::Spliced(flow))) = self.flows.get(id) else { return };
+        let Some((_, Flow::Spliced(flow))) = self.flows.get(id) else { return };
         if flow.connecting.is_none() {
             return;
         }
@@ -387,6 +377,16 @@ impl<H: Host, D: Device> Engine<H, D> {
         if !std::mem::replace(&mut flow.late, true) {
             return self.flows.arm(id, self.core.now + MOMENT);
         }
+        self.go_over(id);
+        if let Some(splicing) = &mut self.splicing {
+            splicing.from = self.core.now + DISTRUST;
+        }
+    }
+
+    /// A connection that the guest has not taken goes over the interface, under the same name: how that is answered
+    /// is how it ends.
+    fn go_over(&mut self, id: Id) {
+        let Some((key, Flow::Spliced(flow))) = self.flows.get(id) else { return };
         let (key, outer) = (*key, flow.outer);
         self.core.host.close(flow.inner, true);
         self.core.stats.tcp_unspliced += 1;
@@ -403,7 +403,6 @@ impl<H: Host, D: Device> Engine<H, D> {
         self.embryos.push_back(id);
         if let Some(splicing) = &mut self.splicing {
             splicing.count = splicing.count.saturating_sub(1);
-            splicing.from = self.core.now + DISTRUST;
         }
     }
 
