@@ -178,7 +178,7 @@ for first in ("client", "server"):
 
 @pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1"])
 def test_refused(guest: int, device: slirp.Device, listen: str) -> None:
-    """Nobody listens on the address that the port leads to, whichever way: the client sees a reset, at once."""
+    """Nobody listens on the address that the port leads to: the client sees a reset, at once."""
     code = SERVER.replace("80", "81") if listen == "nowhere" else SERVER.replace("0.0.0.0", listen)
     with slirp.attach(guest, device=device) as network, serving(guest, code):
         port = network.add_port(0, 80)
@@ -296,7 +296,8 @@ def test_who_wants_to_see_frames_sees_them(guest: int, tmp_path: Path) -> None:
 def test_server_that_is_bound_to_the_interface(guest: int) -> None:
     """It does not hear what comes by ``lo``, and is asked again over the interface."""
     code = """
-l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"tap0"); l.bind(("", 80)); l.listen()
+l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"tap0")
+l.bind(("", 80)); l.listen()
 print("ready", flush=True)
 s, peer = l.accept(); s.sendall(f"{peer[0]} {peer[1]}\\n".encode()); s.sendall(s.recv(9))
 """

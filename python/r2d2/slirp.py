@@ -136,14 +136,15 @@ class Network(Closing):
         the router.
 
         TCP connections do not pass the interface: the engine splices each with one that it opens inside
-        (splice(2), ip(7) ``IP_TRANSPARENT``), which the server gets by ``lo``. So a firewall inside sees them
-        come in on ``lo``, and neither `capture` nor tcpdump on the interface sees them. In the namespace, while the network lasts, the
-        settings ``net.ipv4.tcp_fwmark_accept`` and ``fwmark_reflect`` are on, and rule 1 sends the mark
-        0x72321032 to a table of that number. Connections that come while a capture runs, with ``delay`` or
-        ``loss``, beyond a quarter of the flows that the limit of descriptors allows, to a namespace that was
-        given by its path, or where the kernel does not have it, pass the interface, as do those that nobody
-        takes on ``lo``, and all with ``splice=False``; a server sees the same. `stats` counts both: ``tcp_spliced`` of ``tcp_in``,
-        and ``tcp_unspliced`` that should have been.
+        (splice(2), ip(7) ``IP_TRANSPARENT``), which the server gets by ``lo``. So a firewall inside sees
+        them come in on ``lo``, and neither `capture` nor tcpdump on the interface sees them. In the
+        namespace, while the network lasts, the settings ``net.ipv4.tcp_fwmark_accept`` and
+        ``fwmark_reflect`` are on, and rule 1 sends the mark 0x72321032 to a table of that number.
+        Connections that come while a capture runs, with ``delay`` or ``loss``, beyond a quarter of the
+        flows that the limit of descriptors allows, to a namespace that was given by its path, or where the
+        kernel does not have it, pass the interface, as do those that nobody takes on ``lo``, and all with
+        ``splice=False``; a server sees the same. `stats` counts both: ``tcp_spliced`` of ``tcp_in``, and
+        ``tcp_unspliced`` that should have been.
 
         Args:
             host_port: the port to listen on; 0 lets the kernel choose, see the result's ``host_port``.
