@@ -12,7 +12,8 @@ import socket
 import threading
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,10 @@ from r2d2 import slirp
 from test_events import next_of
 from test_slirp_load import KEEPING, owner
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = needs("unshare")
+
+#: What /proc/PID/status says of the process that makes sockets: CAP_NET_ADMIN alone.
+SANDBOXED = {"CapPrm": f"{1 << 12:016x}", "CapEff": f"{1 << 12:016x}", "NoNewPrivs": "1", "Seccomp": "2"}
 
 #: Tells each client how it looks from here, then sends back what it hears, till the end.
 TELL = """
@@ -95,7 +96,9 @@ def dial(port: slirp.Port) -> socket.socket:
 
 def makers(network: slirp.Network) -> list[int]:
     """The processes that make sockets in this network's namespace: one, or none."""
-    return [pid for pid, name in children(network.pid).items() if name.startswith("r2d2-within")]
+    return [
+        pid for pid, name in children(network.pid).items() if name.startswith(("r2d2-within", "r2d2-attach"))
+    ]
 
 
 def carried(network: slirp.Network) -> tuple[int, int]:
@@ -200,6 +203,7 @@ RESET = "s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0,
 def test_reset_in_the_midst(guest: int, full: bool) -> None:
     """A reset of either side resets the other, also one whose data nobody takes."""
     code = f"""
+import select
 l = socket.create_server(("0.0.0.0", 80)); print("ready", flush=True)
 s = l.accept()[0]; s.recv(3); s.settimeout(0.5)
 try:
@@ -207,7 +211,7 @@ try:
 except TimeoutError: pass
 {RESET}
 s = l.accept()[0]; s.sendall(b"go"); s.settimeout(20)
-time.sleep(0.3)
+look = select.poll(); look.register(s, 0); print(bool(look.poll(20_000)), flush=True)  # takes nothing meanwhile
 try:
     while s.recv(1 << 16): pass
     print("end", flush=True)
@@ -234,6 +238,7 @@ except ConnectionResetError: print("reset", flush=True)
                         s.send(bytes(1 << 20))
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
         assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
         assert process.stdout.readline() == "reset\n"
         assert carried(network) == (2, 2)
         assert until(lambda: not network.flows())
@@ -401,6 +406,20 @@ def test_slow_readers_wait_without_harm_to_others(guest: int) -> None:
         for client in slow:
             client.close()
         assert until(lambda: not network.flows(), 20)
+
+
+def test_maker_is_sandboxed(guest: int, device: slirp.Device) -> None:
+    """It has the right to change the guest's network and no other, few calls, and no descriptor but its own."""
+    with slirp.attach(guest, device=device) as network, serving(guest, SERVER):
+        with dial(network.add_port(0, 80)) as client:
+            greeting(client)
+        assert carried(network) == (1, 1)
+        (child,) = makers(network)
+        lines = (line.split(":") for line in Path(f"/proc/{child}/status").read_text().splitlines())
+        status = {name: value.strip() for name, value in lines if name in SANDBOXED}
+        assert status == SANDBOXED
+        # The channel, netlink, and five settings of /proc/sys/net.
+        assert len(os.listdir(f"/proc/{child}/fd")) <= 7
 
 
 @pytest.mark.parametrize("victim", ["engine", "maker", "guest"])

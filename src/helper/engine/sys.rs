@@ -44,6 +44,8 @@ pub mod nr {
     pub const EPOLL_CREATE1: usize = 291;
     pub const SETNS: usize = 308;
     pub const SECCOMP: usize = 317;
+    pub const PREAD64: usize = 17;
+    pub const PWRITE64: usize = 18;
     pub const SPLICE: usize = 275;
     pub const PIPE2: usize = 293;
     pub const CLOSE_RANGE: usize = 436;
@@ -114,6 +116,16 @@ pub fn read(fd: Fd, buffer: &mut [u8]) -> Outcome {
 /// write(2).
 pub fn write(fd: Fd, bytes: &[u8]) -> Outcome {
     pointed(nr::WRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len()])
+}
+
+/// pread(2) from the start.
+pub fn read_start(fd: Fd, into: &mut [u8]) -> Outcome {
+    pointed(nr::PREAD64, [fd as usize, into.as_mut_ptr() as usize, into.len(), 0])
+}
+
+/// pwrite(2) to the start.
+pub fn write_start(fd: Fd, bytes: &[u8]) -> Outcome {
+    pointed(nr::PWRITE64, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0])
 }
 
 /// close(2).

@@ -13,14 +13,18 @@
 //! missing (a kernel without those settings, a read-only /proc/sys, no IPv6), the child says so, and the connection
 //! goes over the interface. The engine never waits long: see [`Within::take`].
 //!
-//! The child has no descriptor but its end of the channel, whose end is its own; before that it takes rule, route and
-//! settings back. It keeps the namespace alive, so there is none where the engine is to end with the namespace and not
+//! The child is in the sandbox of the engine (`sandbox`) but for what it is there for: one capability, and the calls
+//! that make pipes. It has its end of the channel, whose end is its own, a netlink socket and the settings; before it
+//! ends it takes rule, route and settings back. It keeps the namespace alive, so there is none where the engine is to end with the namespace and not
 //! with a process.
 
 use crate::address::{self, INET, INET6};
+use crate::guard::CAP_NET_ADMIN;
 use crate::netlink::Netlink;
+use crate::sandbox;
 use crate::slirp::host::Pipe;
-use crate::sys::{self, Fd};
+use crate::sys::{self, Fd, nr};
+use crate::attach;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
@@ -54,6 +58,9 @@ const SCM_RIGHTS: i32 = 1;
 const MSG_DONTWAIT: i32 = 0x40;
 const MSG_NOSIGNAL: i32 = 0x4000;
 const MSG_CMSG_CLOEXEC: i32 = 0x4000_0000;
+
+/// What the child calls and the engine does not.
+const CALLS: [usize; 4] = [nr::PIPE2, nr::FCNTL, nr::PREAD64, nr::PWRITE64];
 
 /// What can be asked for, by the letter of the request and of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,15 +256,44 @@ impl Child {
     }
 }
 
-/// A setting of the namespace that was changed: its name, and what it was.
-type Changed = (&'static str, Vec<u8>);
+/// What connections from any address need, below /proc/sys/net: of both families, or of one.
+const SETTINGS: [&str; 5] = [
+    "ipv4/tcp_fwmark_accept",
+    "ipv6/fwmark_reflect",
+    "ipv4/fwmark_reflect",
+    // Reverse path filtering, where there is any: judged by the mark, and `lo` may hear of itself.
+    "ipv4/conf/lo/src_valid_mark",
+    "ipv4/conf/lo/accept_local",
+];
+/// Which of them a family needs.
+const NEEDED: [&[usize]; 2] = [&[0, 2, 3, 4], &[0, 1]];
+
+/// A setting of the namespace: opened before the sandbox closed, and what it was if it was changed.
+struct Setting {
+    fd: Fd,
+    before: Option<Vec<u8>>,
+}
+
+impl Setting {
+    /// Turns it on.
+    fn on(&mut self) -> Result<(), i32> {
+        let mut place = [0u8; 16];
+        let n = sys::read_start(self.fd, &mut place)?;
+        let before = place.get(..n).unwrap_or(&[]);
+        if before.first() != Some(&b'1') {
+            sys::write_start(self.fd, b"1")?;
+            self.before.get_or_insert(before.to_vec());
+        }
+        Ok(())
+    }
+}
 
 /// What the child has.
 struct Maker {
-    channel: Fd,
-    netlink: Option<Netlink>,
+    netlink: Netlink,
     lo: u32,
-    changed: Vec<Changed>,
+    /// As in [`SETTINGS`], those that exist and are ours to change.
+    settings: [Option<Setting>; 5],
     /// By family: whether connections can be made, once that is known.
     ready: [Option<bool>; 2],
 }
@@ -267,7 +303,10 @@ pub fn serve(channel: Fd) {
     sys::close_range(0, channel as u32 - 1);
     sys::close_range(channel as u32 + 1, u32::MAX);
     sys::name(c"r2d2-within");
-    let mut maker = Maker { channel, netlink: None, lo: 0, changed: Vec::new(), ready: [None; 2] };
+    let Ok(mut maker) = Maker::new() else { return };
+    if sandbox::enter_allowing(CAP_NET_ADMIN, &CALLS).is_err() {
+        return;
+    }
     let mut letter = [0u8; 1];
     loop {
         match sys::recv(channel, &mut letter, 0) {
@@ -290,6 +329,7 @@ pub fn serve(channel: Fd) {
         }
     }
     maker.undo();
+    sys::close(channel);
 }
 
 fn pipes() -> Vec<Fd> {
@@ -334,21 +374,23 @@ impl Maker {
         if ready { (0..BATCH).map_while(|_| socket(v6).ok()).collect() } else { Vec::new() }
     }
 
+    /// Opens what cannot be opened later.
+    fn new() -> Result<Self, i32> {
+        let netlink = Netlink::open()?;
+        let lo = netlink.index("lo")?;
+        let settings = SETTINGS.map(|name| {
+            attach::setting(name, sys::Access::Both).ok().map(|fd| Setting { fd, before: None })
+        });
+        Ok(Self { netlink, lo, settings, ready: [None; 2] })
+    }
+
     /// Makes connections from any address of a family possible.
     fn prepare(&mut self, v6: bool) -> Result<(), i32> {
-        self.set("ipv4/tcp_fwmark_accept")?;
-        self.set(if v6 { "ipv6/fwmark_reflect" } else { "ipv4/fwmark_reflect" })?;
-        if !v6 {
-            // Reverse path filtering, where there is any: judged by the mark, and `lo` may hear of itself.
-            self.set("ipv4/conf/lo/src_valid_mark")?;
-            self.set("ipv4/conf/lo/accept_local")?;
+        for place in NEEDED.get(usize::from(v6)).copied().unwrap_or_default() {
+            let setting = self.settings.get_mut(*place).and_then(Option::as_mut);
+            setting.ok_or(sys::ENOENT)?.on()?;
         }
-        if self.netlink.is_none() {
-            let netlink = Netlink::open()?;
-            self.lo = netlink.index("lo")?;
-            self.netlink = Some(netlink);
-        }
-        let (Some(netlink), family) = (&self.netlink, family(v6)) else { return Err(sys::EINVAL) };
+        let (netlink, family) = (&self.netlink, family(v6));
         // EEXIST: another engine serves this namespace by another interface, and will end with its rule.
         netlink.mark_rule(family, MARK, true)?;
         netlink.everything_local(family, self.lo, MARK, true).inspect_err(|_| {
@@ -356,46 +398,21 @@ impl Maker {
         })
     }
 
-    /// Turns a setting on.
-    fn set(&mut self, name: &'static str) -> Result<(), i32> {
-        let before = setting(name, None)?;
-        if before.first() != Some(&b'1') {
-            setting(name, Some(b"1"))?;
-            self.changed.push((name, before));
-        }
-        Ok(())
-    }
-
     fn undo(&self) {
-        if let Some(netlink) = &self.netlink {
-            for v6 in [false, true] {
-                if self.ready.get(usize::from(v6)) == Some(&Some(true)) {
-                    let _ = netlink.mark_rule(family(v6), MARK, false);
-                    let _ = netlink.everything_local(family(v6), self.lo, MARK, false);
-                }
+        for v6 in [false, true] {
+            if self.ready.get(usize::from(v6)) == Some(&Some(true)) {
+                let _ = self.netlink.mark_rule(family(v6), MARK, false);
+                let _ = self.netlink.everything_local(family(v6), self.lo, MARK, false);
             }
         }
-        for (name, before) in &self.changed {
-            let _ = setting(name, Some(before));
+        for setting in self.settings.iter().flatten() {
+            if let Some(before) = &setting.before {
+                let _ = sys::write_start(setting.fd, before);
+            }
         }
-        sys::close(self.channel);
     }
 }
 
 fn family(v6: bool) -> u8 {
     (if v6 { INET6 } else { INET }) as u8
-}
-
-/// Reads a setting of the namespace that we are in (/proc/sys/net), or writes it.
-fn setting(name: &str, value: Option<&[u8]>) -> Result<Vec<u8>, i32> {
-    let path = format!("/proc/sys/net/{name}\0");
-    let path = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()).map_err(|_| sys::EINVAL)?;
-    let fd = sys::open(path, if value.is_some() { sys::Access::Write } else { sys::Access::Read })?;
-    let mut place = [0u8; 16];
-    let done = match value {
-        Some(value) => sys::write(fd, value),
-        None => sys::read(fd, &mut place),
-    };
-    sys::close(fd);
-    done.map(|n| place.get(..n).unwrap_or(&[]).to_vec())
 }
