@@ -153,7 +153,7 @@ for first in ("client", "server"):
 """
     payload = os.urandom(size // 10) * 10
     theirs = hashlib.sha256(bytes(range(256)) * (size // 256)).hexdigest()
-    with slirp.attach(guest, device=device) as network, serving(guest, code) as process:
+    with slirp.attach(guest, device=device, splice=True) as network, serving(guest, code) as process:
         port = network.add_port(0, 80)
         before = network.stats()
         for first in ("client", "server"):
@@ -183,7 +183,7 @@ for first in ("client", "server"):
 def test_refused(guest: int, device: slirp.Device, listen: str) -> None:
     """Nobody listens on the address that the port leads to: the client sees a reset, at once."""
     code = SERVER.replace("80", "81") if listen == "nowhere" else SERVER.replace("0.0.0.0", listen)
-    with slirp.attach(guest, device=device) as network, serving(guest, code):
+    with slirp.attach(guest, device=device, splice=True) as network, serving(guest, code):
         port = network.add_port(0, 80)
         for _ in range(3):
             with pytest.raises(ConnectionResetError), dial(port) as client:
@@ -217,7 +217,7 @@ try:
     print("end", flush=True)
 except ConnectionResetError: print("reset", flush=True)
 """
-    with slirp.attach(guest) as network, serving(guest, code) as process:
+    with slirp.attach(guest, splice=True) as network, serving(guest, code) as process:
         port = network.add_port(0, 80)
         with dial(port) as client:
             client.sendall(b"hey")
@@ -252,7 +252,11 @@ s = l.accept()[0]; got = b""
 while len(got) < 40006: got += s.recv(100000)
 s.sendall(b"all"); s.send(b"!", socket.MSG_OOB); s.sendall(b"back"); s.close()
 """
-    with slirp.attach(guest) as network, serving(guest, code), dial(network.add_port(0, 80)) as client:
+    with (
+        slirp.attach(guest, splice=True) as network,
+        serving(guest, code),
+        dial(network.add_port(0, 80)) as client,
+    ):
         client.settimeout(20)
         client.sendall(b"x" * 40_000)
         client.sendall(b"abc")
@@ -263,7 +267,7 @@ s.sendall(b"all"); s.send(b"!", socket.MSG_OOB); s.sendall(b"back"); s.close()
 
 
 def test_flows_events_and_counters(guest: int) -> None:
-    with slirp.attach(guest) as network, serving(guest, SERVER), network.events() as events:
+    with slirp.attach(guest, splice=True) as network, serving(guest, SERVER), network.events() as events:
         port = network.add_port(0, 80)
         with dial(port) as client:
             seen = greeting(client)
@@ -282,7 +286,7 @@ def test_flows_events_and_counters(guest: int) -> None:
 
 def test_who_wants_to_see_frames_sees_them(guest: int, tmp_path: Path) -> None:
     """While a capture runs, and with losses or delays, connections go over the interface."""
-    with slirp.attach(guest) as network, serving(guest, SERVER):
+    with slirp.attach(guest, splice=True) as network, serving(guest, SERVER):
         port = network.add_port(0, 80)
         with network.capture(tmp_path / "c", "tcp port 80") as capture, dial(port) as client:
             greeting(client)
@@ -291,7 +295,7 @@ def test_who_wants_to_see_frames_sees_them(guest: int, tmp_path: Path) -> None:
         with dial(port) as client:
             greeting(client)
         assert carried(network) == (2, 1)
-    with slirp.attach(guest, delay=0.005) as network, serving(guest, SERVER):
+    with slirp.attach(guest, delay=0.005, splice=True) as network, serving(guest, SERVER):
         with dial(network.add_port(0, 80)) as client:
             greeting(client)
         assert carried(network) == (1, 0)
@@ -307,7 +311,7 @@ print("ready", flush=True)
 s, peer = l.accept(); s.sendall(f"{peer[0]} {peer[1]}\\n".encode()); s.sendall(s.recv(9))
 """
     with (
-        slirp.attach(guest) as network,
+        slirp.attach(guest, splice=True) as network,
         serving(guest, code),
         network.events() as events,
         dial(network.add_port(0, 80)) as client,
@@ -323,7 +327,7 @@ s, peer = l.accept(); s.sendall(f"{peer[0]} {peer[1]}\\n".encode()); s.sendall(s
 
 def test_namespace_with_a_mind_of_its_own(guest: int) -> None:
     """Strict reverse paths do not matter; a lost rule is noticed, and the interface takes over."""
-    with slirp.attach(guest) as network, serving(guest, SERVER):
+    with slirp.attach(guest, splice=True) as network, serving(guest, SERVER):
         inside(guest, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.lo.rp_filter=1")
         port = network.add_port(0, 80)
         with dial(port) as client:
@@ -350,7 +354,7 @@ def round(limit, count):
 import json, resource, sys
 from r2d2 import slirp
 resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
-with slirp.attach({guest}) as network:
+with slirp.attach({guest}, splice=True) as network:
     print(network.add_port(0, 80).host_port, flush=True)
     while sys.stdin.readline(): print(json.dumps(network.stats()), flush=True)
 '''
@@ -385,7 +389,7 @@ def test_a_thousand_connections_with_few_descriptors() -> None:
 
 def test_slow_readers_wait_without_harm_to_others(guest: int) -> None:
     """More who do not read than there are pipes: others get through, and in the end so do they."""
-    with slirp.attach(guest) as network, serving(guest, SERVER):
+    with slirp.attach(guest, splice=True) as network, serving(guest, SERVER):
         port = network.add_port(0, 80)
         slow = [dial(port) for _ in range(40)]
         for client in slow:
@@ -410,7 +414,7 @@ def test_slow_readers_wait_without_harm_to_others(guest: int) -> None:
 
 def test_maker_is_sandboxed(guest: int, device: slirp.Device) -> None:
     """It has the right to change the guest's network and no other, few calls and descriptors."""
-    with slirp.attach(guest, device=device) as network, serving(guest, SERVER):
+    with slirp.attach(guest, device=device, splice=True) as network, serving(guest, SERVER):
         with dial(network.add_port(0, 80)) as client:
             greeting(client)
         assert carried(network) == (1, 1)
@@ -428,7 +432,11 @@ def test_maker_is_sandboxed(guest: int, device: slirp.Device) -> None:
 
 @pytest.mark.parametrize("victim", ["engine", "maker", "guest"])
 def test_sigkill_leaves_nothing(device: slirp.Device, victim: str) -> None:
-    with namespace() as guest, slirp.attach(guest, device=device) as network, serving(guest, SERVER):
+    with (
+        namespace() as guest,
+        slirp.attach(guest, device=device, splice=True) as network,
+        serving(guest, SERVER),
+    ):
         port = network.add_port(0, 80)
         with dial(port) as client:
             greeting(client)
@@ -470,7 +478,7 @@ def test_the_end_takes_everything_back(guest: int) -> None:
 
     before: list[str] = []
     for turn in range(3):
-        with slirp.attach(guest) as network, serving(guest, SERVER):
+        with slirp.attach(guest, splice=True) as network, serving(guest, SERVER):
             (child,) = makers(network)
             if turn:
                 ports = [network.add_port(0, 80, host=host) for host in ("127.0.0.1", "::1")]
@@ -489,14 +497,14 @@ def test_the_end_takes_everything_back(guest: int) -> None:
 def test_namespace_by_path_may_end(guest: int) -> None:
     """Nothing of ours keeps a namespace that has no process to end with: its ports use the interface."""
     path = f"/proc/{guest}/ns/"
-    with slirp.attach(f"{path}net", userns=f"{path}user") as network, serving(guest, SERVER):
+    with slirp.attach(f"{path}net", userns=f"{path}user", splice=True) as network, serving(guest, SERVER):
         with dial(network.add_port(0, 80)) as client:
             greeting(client)
         assert carried(network) == (1, 0)
         assert network.stats()["tcp_unspliced"] == 0
     with namespace() as other:
         path = f"/proc/{other}/ns/"
-        network = slirp.attach(f"{path}net", userns=f"{path}user", device="packet")
+        network = slirp.attach(f"{path}net", userns=f"{path}user", device="packet", splice=True)
         network.add_port(0, 80)
         os.kill(other, signal.SIGKILL)
         assert until(lambda: not network.alive, 20)

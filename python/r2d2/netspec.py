@@ -52,7 +52,7 @@ class Slirp(NamedTuple):
     engine: Engine = "r2d2"
     delay: float = 0.0
     loss: float = 0.0
-    splice: bool = True
+    splice: bool = False
 
 
 def endpoint(resolver: str) -> str:

@@ -255,7 +255,7 @@ impl Setup {
             forward: false,
             via: Vec::new(),
             seed: 0,
-            splice: true,
+            splice: false,
             device: Kind::Any,
             namespaces: fds,
             watch: None,
