@@ -52,6 +52,7 @@ class Slirp(NamedTuple):
     engine: Engine = "r2d2"
     delay: float = 0.0
     loss: float = 0.0
+    splice: bool = False
 
 
 def endpoint(resolver: str) -> str:
@@ -216,6 +217,7 @@ def describe(options: Slirp) -> str:
             f"v4 {network.prefixlen} {v4[0]} {v4[1]} {v4[2]} {dhcp}",
             f"configure {str(options.configure).lower()}",
             f"faults {faults}",
+            f"splice {str(options.splice).lower()}",
             _loopback(options.host_loopback),
             *(() if options.ipv6 else ("v6 off",)),
             *(f"resolver {r}" for r in resolvers),

@@ -15,7 +15,7 @@ use super::host::{Host, Ready};
 use super::stats::{Stats, Traffic};
 use super::time::{NEVER, SEC, Time};
 use super::wire::ip;
-use super::{forward, icmp, tcp, udp};
+use super::{forward, icmp, splice, tcp, udp};
 use std::collections::VecDeque;
 
 /// Frames taken in one batch.
@@ -32,6 +32,8 @@ pub enum Flow {
     Udp(udp::Assoc),
     /// An echo identifier.
     Ping(icmp::Ping),
+    /// A connection that goes around the interface.
+    Spliced(splice::Spliced),
 }
 
 impl Flow {
@@ -44,6 +46,7 @@ impl Flow {
             }
             Self::Udp(assoc) => assoc.traffic,
             Self::Ping(ping) => ping.traffic,
+            Self::Spliced(spliced) => spliced.traffic,
         }
     }
 }
@@ -65,6 +68,7 @@ pub struct Engine<H, D> {
     pub core: Core<H, D>,
     pub(super) flows: Table<Flow>,
     pub(super) forwards: Vec<Option<forward::Forward>>,
+    pub(super) splicing: Option<splice::Splicing>,
     pub(super) reassembly: Reassembly,
     pub(super) leases: Leases,
     pub(super) run: udp::Run,
@@ -72,7 +76,7 @@ pub struct Engine<H, D> {
     /// Handshakes in order of age, and how many of them are not finished.
     pub(super) embryos: VecDeque<Id>,
     pub(super) half_open: usize,
-    turns: VecDeque<Id>,
+    pub(super) turns: VecDeque<Id>,
     /// Forwards whose turn was over before their sockets were empty.
     pub(super) waiting: Vec<usize>,
     /// The port that was last given to a client without one.
@@ -87,6 +91,7 @@ impl<H: Host, D: Device> Engine<H, D> {
             core: Core::new(config, host, device, now),
             flows: Table::default(),
             forwards: Vec::new(),
+            splicing: None,
             reassembly: Reassembly::default(),
             leases: Leases::default(),
             run: udp::Run::default(),
@@ -114,6 +119,7 @@ impl<H: Host, D: Device> Engine<H, D> {
                 Flow::Tcp(tcb) => format!("{:?}", tcb.state),
                 Flow::Udp(assoc) => if assoc.replied { "replied" } else { "sent" }.into(),
                 Flow::Ping(_) => "echo".into(),
+                Flow::Spliced(spliced) => spliced.state().into(),
             };
             let idle = self.core.now.saturating_sub(used) / SEC;
             let Traffic { sent, received, resent } = flow.traffic();
@@ -203,6 +209,9 @@ impl<H: Host, D: Device> Engine<H, D> {
     pub fn host_event(&mut self, token: u64, ready: Ready) {
         match forward::from_token(token) {
             Some(index) => self.forward_ready(index),
+            None if splice::is_inner(token) => {
+                self.spliced_ready(Id::from_token(splice::outer(token)), ready, true);
+            }
             None => self.flow_ready(Id::from_token(token), ready),
         }
     }
@@ -220,6 +229,7 @@ impl<H: Host, D: Device> Engine<H, D> {
                 self.after_dns(id);
             }
             Some((key, Flow::Ping(ping))) => ping.host_ready(&mut self.core, key, ready),
+            Some((_, Flow::Spliced(_))) => return self.spliced_ready(id, ready, false),
             None => return,
         }
         self.flows.touch(id, now);
@@ -271,6 +281,7 @@ impl<H: Host, D: Device> Engine<H, D> {
                 relay.expired(&mut self.core, key);
                 self.after_dns(id);
             }
+            Some((_, Flow::Spliced(_))) => self.unanswered(id),
             _ => {}
         }
     }
@@ -281,7 +292,7 @@ impl<H: Host, D: Device> Engine<H, D> {
         let mut old = Vec::new();
         for (id, _, flow, used) in self.flows.iter() {
             let patience = match flow {
-                Flow::Tcp(_) => keepalive,
+                Flow::Tcp(_) | Flow::Spliced(_) => keepalive,
                 Flow::Udp(assoc) => assoc.patience(),
                 Flow::Ping(_) => icmp::PATIENCE,
             };
@@ -293,6 +304,9 @@ impl<H: Host, D: Device> Engine<H, D> {
             if let Some((_, Flow::Tcp(_))) = self.flows.get(id) {
                 self.with_tcp(id, tcp::Tcb::probe_life);
                 self.flows.touch(id, now);
+            } else if let Some((_, Flow::Spliced(spliced))) = self.flows.get(id) {
+                spliced.silent(&mut self.core);
+                self.flows.touch(id, now);
             } else {
                 self.remove(id);
             }
@@ -301,7 +315,8 @@ impl<H: Host, D: Device> Engine<H, D> {
 
     /// Makes sure that one more flow is allowed.
     pub(super) fn make_room(&mut self) {
-        if self.flows.len() >= self.core.config.limits.flows {
+        let beside = self.splicing.as_ref().map_or(0, splice::Splicing::beside);
+        if self.flows.len() + beside >= self.core.config.limits.flows {
             self.shed();
         }
     }
@@ -315,7 +330,7 @@ impl<H: Host, D: Device> Engine<H, D> {
     }
 
     /// Takes a flow whose end has come out of the table.
-    fn forget(&mut self, id: Id) {
+    pub(super) fn forget(&mut self, id: Id) {
         let Some((key, flow)) = self.flows.remove(id) else { return };
         let Traffic { sent, received, .. } = flow.traffic();
         self.core.tell(|| format!("closed {} {sent} {received}", named(&key)));
@@ -343,6 +358,7 @@ impl<H: Host, D: Device> Engine<H, D> {
                 ping.close(&mut self.core);
                 self.forget(id);
             }
+            Some((_, Flow::Spliced(_))) => self.end_spliced(id, true),
             None => {}
         }
     }

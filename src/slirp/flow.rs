@@ -190,8 +190,8 @@ impl<T> Table<T> {
     pub fn remove(&mut self, id: Id) -> Option<(Key, T)> {
         let slot = self.slots.get_mut(id.index as usize).filter(|s| s.generation == id.generation)?;
         let value = slot.value.take()?;
-        // 31 bits: the highest of a token marks those that are no flows'.
-        slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
+        // 30 bits: the highest of a token marks those that are no flows', the next a flow's second socket.
+        slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 2);
         let key = slot.key;
         self.free.push(id.index);
         self.len -= 1;

@@ -2,8 +2,8 @@
 //!
 //! The listening sockets are made by the caller, so that "address in use" is an error there and then. A TCP
 //! client's connection is offered to the guest from the client's own address; a client on the host's loopback
-//! appears as the gateway, and so does a client of a Unix socket, which is a stream like any other. UDP makes an
-//! association for each client.
+//! appears as the gateway, and so does a client of a Unix socket, which is a stream like any other. It goes around
+//! the interface where it can (`splice`), else over it. UDP makes an association for each client.
 
 use super::config::Config;
 use super::device::Device;
@@ -64,6 +64,9 @@ impl<H: Host, D: Device> Engine<H, D> {
             *place = Some(forward);
         }
         self.core.host.adopt(forward.listener, forward.tcp);
+        if forward.tcp && self.splicing.is_some() {
+            self.core.host.expect_within(forward.to.ip());
+        }
         self.core.host.watch(forward.listener, MARK | index as u64);
         index
     }
@@ -106,6 +109,9 @@ impl<H: Host, D: Device> Engine<H, D> {
             };
             if let Some(closed) = self.flows.find(&key) {
                 self.remove(closed);
+            }
+            if self.splice(&key, sock, client.port() == 0) {
+                continue;
             }
             let tcb = tcp::accept(&mut self.core, &key, sock);
             self.insert_tcp(key, tcb);

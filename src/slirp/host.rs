@@ -33,8 +33,24 @@ pub struct Ready {
     pub write: bool,
     /// The other side will send no more, or the socket has failed.
     pub hangup: bool,
-    /// The error queue has something (datagram sockets).
+    /// The error queue has something (datagram sockets), or the socket has failed.
     pub error: bool,
+    /// The peer's urgent mark (tcp(7)) has not been passed.
+    pub urgent: bool,
+}
+
+impl Ready {
+    /// What was told, and what is told now.
+    #[must_use]
+    pub fn and(self, now: Self) -> Self {
+        Self {
+            read: self.read || now.read,
+            write: self.write || now.write,
+            hangup: self.hangup || now.hangup,
+            error: self.error || now.error,
+            urgent: self.urgent || now.urgent,
+        }
+    }
 }
 
 /// Which kind of datagram socket.
@@ -91,6 +107,15 @@ pub struct Parcel {
     pub segment: usize,
     /// Who sent it, if the socket is not connected.
     pub from: Option<SocketAddr>,
+}
+
+/// A pipe of the kernel: a place for bytes on their way from one stream to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pipe {
+    /// Where they come out.
+    pub read: Sock,
+    /// Where they go in.
+    pub write: Sock,
 }
 
 /// The world's sockets. Nothing here blocks.
@@ -150,4 +175,36 @@ pub trait Host {
 
     /// The next ICMP error about what was sent.
     fn fault(&mut self, sock: Sock) -> Option<Fault>;
+
+    /// Says that [`Self::connect_within`] will soon be asked for addresses like this one.
+    fn expect_within(&mut self, _like: IpAddr) {}
+
+    /// Starts connecting inside the guest's kernel, from an address that need not be one of it; true if the connection
+    /// already stands. `Unsupported` where that cannot be.
+    fn connect_within(&mut self, _from: SocketAddr, _to: SocketAddr) -> Result<(Sock, bool), ErrorKind> {
+        Err(ErrorKind::Unsupported)
+    }
+
+    /// Takes stream data out.
+    fn read(&mut self, _sock: Sock, _into: &mut [u8]) -> Result<Peek, ErrorKind> {
+        Err(ErrorKind::Unsupported)
+    }
+
+    /// An empty pipe, if there is one to be had. It has room for 64 KiB at least.
+    fn pipe(&mut self) -> Option<Pipe> {
+        None
+    }
+
+    /// Takes a pipe back; one that is not empty is closed.
+    fn put_back(&mut self, _pipe: Pipe, _empty: bool) {}
+
+    /// Puts bytes into a pipe; how many it took.
+    fn fill(&mut self, _pipe: Pipe, _data: &[u8]) -> usize {
+        0
+    }
+
+    /// Moves up to `len` bytes from a stream into a pipe or out of one, unseen; `None` if it would block.
+    fn splice(&mut self, _from: Sock, _to: Sock, _len: usize) -> Result<Option<usize>, ErrorKind> {
+        Err(ErrorKind::Unsupported)
+    }
 }

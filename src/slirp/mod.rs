@@ -7,6 +7,7 @@
 //! | host | `host` | the world's sockets, real or simulated |
 //! | flows | `flow`, `core`, `policy` | the table of flows; what all protocols share; who may be reached |
 //! | protocols | `tcp/`, `udp`, `icmp`, `neighbor`, `dhcp`, `dns`, `fragment`, `forward` | one each |
+//! | published ports | `splice` | TCP from kernel to kernel, around the interface |
 //! | engine | `engine`, `packet` | frames, events and time in; the right protocol called |
 //! | networks | `fabric`, `switch`, `link`, `segment`, `capture` | many namespaces joined: who gets a frame, and in which state; what is written down of it |
 //! | files | `pcapng` | what captures look like |
@@ -43,6 +44,7 @@ mod packet;
 pub mod pcapng;
 pub mod policy;
 pub mod segment;
+pub mod splice;
 pub mod stats;
 pub mod switch;
 pub mod tcp;

@@ -40,6 +40,10 @@ pub struct Stats {
     pub tcp_out: u64,
     /// TCP flows opened from the host.
     pub tcp_in: u64,
+    /// Those of them that are passed on from kernel to kernel and not over the interface.
+    pub tcp_spliced: u64,
+    /// Those that should have been, but could not.
+    pub tcp_unspliced: u64,
     /// UDP and echo flows.
     pub datagram_flows: u64,
     /// Segments that arrived behind a hole.
@@ -75,6 +79,8 @@ impl Stats {
             ("memory_full", self.memory_full),
             ("tcp_out", self.tcp_out),
             ("tcp_in", self.tcp_in),
+            ("tcp_spliced", self.tcp_spliced),
+            ("tcp_unspliced", self.tcp_unspliced),
             ("datagram_flows", self.datagram_flows),
             ("out_of_order", self.out_of_order),
             ("retransmits", self.retransmits),

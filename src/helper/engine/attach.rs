@@ -1,10 +1,12 @@
 //! Joining the namespaces and making the interface there: in a forked child, whose descriptor of the interface is
-//! all that comes back. The child ends before the engine handles its first packet.
+//! all that comes back. The child ends before the engine handles its first packet, or stays to make sockets there
+//! (`within`).
 
 use crate::control::{Failure, Kind, Setup};
 use crate::netlink::Netlink;
 use crate::slirp::device::Faults;
 use crate::sys::{self, Fd};
+use crate::within::{self, Child};
 use crate::{packet, tap};
 
 const CLONE_NEWUSER: i32 = 0x1000_0000;
@@ -38,34 +40,48 @@ impl Interface {
     }
 }
 
-/// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor.
-pub fn attach(setup: &Setup) -> Result<Interface, Failure> {
-    let (kind, fds) = elsewhere(|| {
+/// Makes the interface of `setup` in the namespaces that its descriptors name; its descriptor, and the child if it
+/// is to `stay`.
+pub fn attach(setup: &Setup, stay: bool) -> Result<(Interface, Option<Child>), Failure> {
+    let make = || {
         let made = inside(setup)?;
         let word = if made.packet { "packet" } else { "tap" };
         Ok((word, [Some(made.fd), made.beside].into_iter().flatten().collect()))
-    })?;
+    };
+    let (kind, fds, child) = start(make, stay.then_some(within::serve))?;
     let fd = fds.first().copied().ok_or_else(|| Failure::new("attach", "exit", sys::EINVAL))?;
     let beside = fds.get(1).copied();
     if let Some(netlink) = beside {
         packet::remember(netlink, setup.watch);
     }
-    Ok(Interface { fd, packet: kind == "packet", beside })
+    Ok((Interface { fd, packet: kind == "packet", beside }, child))
 }
 
 /// Does something in a forked child, which may leave our namespaces: a word and the descriptors that come of it.
 pub fn elsewhere(
     work: impl FnOnce() -> Result<(&'static str, Vec<Fd>), Failure>,
 ) -> Result<(String, Vec<Fd>), Failure> {
+    start(work, None).map(|(word, fds, _)| (word, fds))
+}
+
+/// The same in a child that goes on with `then`, if there is such, unless the work fails.
+fn start(
+    work: impl FnOnce() -> Result<(&'static str, Vec<Fd>), Failure>,
+    then: Option<fn(Fd)>,
+) -> Result<(String, Vec<Fd>, Option<Child>), Failure> {
     let (ours, theirs) =
         sys::socketpair().map_err(|e| Failure::new("start the attaching child", "socketpair", e))?;
-    let Some(child) = sys::fork().map_err(|e| Failure::new("start the attaching child", "fork", e))? else {
+    let Some(pid) = sys::fork().map_err(|e| Failure::new("start the attaching child", "fork", e))? else {
         sys::name(c"r2d2-attach");
         let code = match work() {
             Ok((word, fds)) => {
                 let fds: Vec<u8> = fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
                 let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &fds);
-                i32::from(sys::sendmsg(theirs, word.as_bytes(), &rights, 0).is_err())
+                let sent = sys::sendmsg(theirs, word.as_bytes(), &rights, 0);
+                if let (Ok(_), Some(then)) = (sent, then) {
+                    then(theirs);
+                }
+                i32::from(sent.is_err())
             }
             Err(failure) => i32::from(sys::send(theirs, failure.message().as_bytes(), 0, &[]).is_err()),
         };
@@ -74,15 +90,20 @@ pub fn elsewhere(
     sys::close(theirs);
     let (mut text, mut control) = ([0u8; 1024], [0u8; 64]);
     let answer = sys::recvmsg(ours, &mut text, &mut control, 0x4000_0000); // MSG_CMSG_CLOEXEC
-    sys::wait(child);
-    sys::close(ours);
-    let (n, len, _) = answer.map_err(|e| Failure::new("hear from the attaching child", "recvmsg", e))?;
+    let rights = answer.as_ref().ok().and_then(|(_, len, _)| {
+        sys::controls(control.get(..*len).unwrap_or(&[]))
+            .find(|(l, k, _)| (*l, *k) == (SOL_SOCKET, SCM_RIGHTS))
+    });
+    let child = (then.is_some() && rights.is_some()).then_some(Child { pid, channel: ours });
+    if child.is_none() {
+        sys::wait(pid);
+        sys::close(ours);
+    }
+    let (n, ..) = answer.map_err(|e| Failure::new("hear from the attaching child", "recvmsg", e))?;
     let text = String::from_utf8_lossy(text.get(..n).unwrap_or(&[])).into_owned();
-    let rights = sys::controls(control.get(..len).unwrap_or(&[]))
-        .find(|(l, k, _)| (*l, *k) == (SOL_SOCKET, SCM_RIGHTS));
     if let Some((_, _, payload)) = rights {
         let fds = payload.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-        return Ok((text, fds.collect()));
+        return Ok((text, fds.collect(), child));
     }
     Err(Failure::parse(&text).unwrap_or_else(|| Failure::new("attach", "exit", sys::EINVAL)))
 }

@@ -121,6 +121,8 @@ pub struct Setup {
     pub via: Vec<(IpAddr, u8, IpAddr)>,
     /// Where a network's chances come from.
     pub seed: u64,
+    /// Published TCP ports may go around the interface.
+    pub splice: bool,
     /// Which kind of interface.
     pub device: Kind,
     /// A pidfd, or a user and a network namespace.
@@ -253,6 +255,7 @@ impl Setup {
             forward: false,
             via: Vec::new(),
             seed: 0,
+            splice: false,
             device: Kind::Any,
             namespaces: fds,
             watch: None,
@@ -283,6 +286,7 @@ impl Setup {
             "via" => self.via.push((words.next()?, words.next()?, words.next()?)),
             "closed" => config.closed = words.next()?,
             "services" => config.services = words.next()?,
+            "splice" => self.splice = words.next()?,
             "device" => {
                 self.device = match words.0.next()? {
                     "any" => Kind::Any,

@@ -5,12 +5,14 @@
 //! older kernels the bytes before the offset are copied to a place where nobody looks.
 
 use crate::address::{self, INET};
-use crate::slirp::host::{Datagram, Fault, Host, Inbox, Parcel, Peek, Ready, Sock};
+use crate::slirp::host::{Datagram, Fault, Host, Inbox, Parcel, Peek, Pipe, Ready, Sock};
 use crate::sys::{self, EAGAIN, EALREADY, EINPROGRESS, EINTR};
+use crate::within::Within;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
 const EPOLLIN: u32 = 0x1;
+const EPOLLPRI: u32 = 0x2;
 const EPOLLOUT: u32 = 0x4;
 const EPOLLERR: u32 = 0x8;
 const EPOLLHUP: u32 = 0x10;
@@ -66,6 +68,8 @@ pub struct Sockets {
     source: [Option<IpAddr>; 2],
     /// Where bytes go that were seen before, on older kernels.
     waste: Vec<u8>,
+    /// Where sockets of the guest's kernel come from, if there are any.
+    pub within: Option<Within>,
 }
 
 /// What kind of failure an errno is, as far as the engine must know.
@@ -88,7 +92,7 @@ impl Sockets {
             sys::close(probe);
         }
         let of = |v6| source.iter().copied().find(|address| address.is_ipv6() == v6);
-        Self { epoll, known: Vec::new(), offsets, source: [of(false), of(true)], waste: Vec::new() }
+        Self { epoll, known: Vec::new(), offsets, source: [of(false), of(true)], waste: Vec::new(), within: None }
     }
 
     fn fresh(&mut self, sock: Sock, v6: bool) {
@@ -148,6 +152,7 @@ pub fn ready(events: u32) -> Ready {
         write: events & EPOLLOUT != 0,
         hangup: events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) != 0,
         error: events & EPOLLERR != 0,
+        urgent: events & EPOLLPRI != 0,
     }
 }
 
@@ -174,7 +179,7 @@ impl Host for Sockets {
     }
 
     fn watch(&mut self, sock: Sock, token: u64) {
-        let _ = sys::epoll_add(self.epoll, sock, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, token);
+        let _ = sys::epoll_add(self.epoll, sock, EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET, token);
     }
 
     fn connected(&mut self, sock: Sock) -> Result<(), ErrorKind> {
@@ -417,6 +422,50 @@ impl Host for Sockets {
             // Our own kernel: larger than the path's packets.
             _ if v6 => Some(Fault { kind: 2, code: 0, info, offender }),
             _ => Some(Fault { kind: 3, code: 4, info, offender }),
+        }
+    }
+
+    fn expect_within(&mut self, like: IpAddr) {
+        if let Some(within) = &mut self.within {
+            within.expect(like.is_ipv6());
+        }
+    }
+
+    fn connect_within(&mut self, from: SocketAddr, to: SocketAddr) -> Result<(Sock, bool), ErrorKind> {
+        let within = self.within.as_mut().ok_or(ErrorKind::Unsupported)?;
+        let (sock, done) = within.connect(&from, &to)?;
+        self.fresh(sock, to.is_ipv6());
+        Ok((sock, done))
+    }
+
+    fn pipe(&mut self) -> Option<Pipe> {
+        self.within.as_mut()?.pipe()
+    }
+
+    fn read(&mut self, sock: Sock, into: &mut [u8]) -> Result<Peek, ErrorKind> {
+        match sys::recv(sock, into, MSG_DONTWAIT) {
+            Ok(0) => Ok(Peek::End),
+            Ok(n) => Ok(Peek::Data(n)),
+            Err(EAGAIN | EINTR) => Ok(Peek::Blocked),
+            Err(errno) => Err(kind(errno)),
+        }
+    }
+
+    fn fill(&mut self, pipe: Pipe, data: &[u8]) -> usize {
+        sys::write(pipe.write, data).unwrap_or(0)
+    }
+
+    fn put_back(&mut self, pipe: Pipe, empty: bool) {
+        if let Some(within) = &mut self.within {
+            within.put_back(pipe, empty);
+        }
+    }
+
+    fn splice(&mut self, from: Sock, to: Sock, len: usize) -> Result<Option<usize>, ErrorKind> {
+        match sys::splice(from, to, len) {
+            Ok(n) => Ok(Some(n)),
+            Err(EAGAIN | EINTR) => Ok(None),
+            Err(errno) => Err(kind(errno)),
         }
     }
 }

@@ -7,7 +7,8 @@
 //! 2. The first message on the control socket is the network's description, with descriptors of the namespaces to
 //!    serve (`control`).
 //! 3. A forked child joins those namespaces, makes and configures the interface there, hands its descriptor back
-//!    and ends (`attach`). The parent never leaves its own namespaces: its sockets are the host's.
+//!    (`attach`), and ends or makes sockets there as long as we live (`within`). The parent never leaves its own
+//!    namespaces: its sockets are the host's.
 //! 4. It gives up everything that it no longer needs: capabilities, dumpability, and all system calls but those of
 //!    moving packets (`sandbox`).
 //! 5. It reports success, and serves until its owner or the namespace's process is gone (`run`).
@@ -43,6 +44,7 @@ mod sys;
 mod talk;
 mod tap;
 mod waiting;
+mod within;
 
 fn main() {
     sys::name(c"r2d2-engine");

@@ -12,6 +12,9 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -37,6 +40,11 @@ const PROTOCOL_KERNEL: u8 = 2;
 const SCOPE_LINK: u8 = 253;
 /// The priority of such routes of `IPv6`.
 const PRIORITY: u32 = 256;
+const RTA_TABLE: u16 = 15;
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_TABLE: u16 = 15;
+const FRA_FWMASK: u16 = 16;
 
 /// A netlink socket.
 pub struct Netlink(Fd);
@@ -187,6 +195,31 @@ impl Netlink {
             .attribute(RTA_DST, &octets(to))
             .attribute(RTA_GATEWAY, &octets(gateway))
             .attribute(RTA_OIF, &index.to_ne_bytes());
+        self.ask(request)
+    }
+
+    /// Makes all packets that carry `mark` look in the table of that number, before every other rule but the one for
+    /// the namespace's own addresses; or ends that. `family`: `AF_INET` or `AF_INET6`.
+    pub fn mark_rule(&self, family: u8, mark: u32, add: bool) -> Result<(), i32> {
+        // struct fib_rule_hdr: the table is told by an attribute, FR_ACT_TO_TBL.
+        let body = [family, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        let (kind, flags) = if add { (RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL) } else { (RTM_DELRULE, 0) };
+        let request = Request::new(kind, flags, &body)
+            .attribute(FRA_PRIORITY, &1u32.to_ne_bytes())
+            .attribute(FRA_FWMARK, &mark.to_ne_bytes())
+            .attribute(FRA_FWMASK, &u32::MAX.to_ne_bytes())
+            .attribute(FRA_TABLE, &mark.to_ne_bytes());
+        self.ask(request)
+    }
+
+    /// Makes every address one of `lo`, interface number `lo`, in the table of that number; or ends that.
+    pub fn everything_local(&self, family: u8, lo: u32, table: u32, add: bool) -> Result<(), i32> {
+        // struct rtmsg: static, scope host, RTN_LOCAL; the table is told by an attribute.
+        let body = [family, 0, 0, 0, 0, 4, 254, 2, 0, 0, 0, 0];
+        let (kind, flags) = if add { (RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL) } else { (RTM_DELROUTE, 0) };
+        let request = Request::new(kind, flags, &body)
+            .attribute(RTA_TABLE, &table.to_ne_bytes())
+            .attribute(RTA_OIF, &lo.to_ne_bytes());
         self.ask(request)
     }
 

@@ -10,6 +10,7 @@ use crate::slirp::time::Time;
 use crate::sys::{self, Event, Fd};
 use crate::tap::{self, Link, Tap};
 use crate::waiting::{self, Waiting};
+use crate::within::{self, Within};
 use crate::{attach, bridging, interface, packet, sandbox, switching};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -53,12 +54,19 @@ pub fn serve() -> Result<(), Failure> {
     setup.config.limits.flows = setup.config.limits.flows.min(limit);
 
     let handed = setup.link.zip(setup.namespaces.first().copied());
-    let made = match handed {
+    // Published TCP ports go around the interface unless something is asked of it that only frames can show, and
+    // with too few descriptors: each such connection takes two.
+    let around = setup.splice
+        && setup.configure
+        && setup.watch.is_some()
+        && setup.faults == Faults::default()
+        && limit > 4 * within::DESCRIPTORS;
+    let (made, child) = match handed {
         Some((_, fd)) => {
             sys::nonblocking(fd);
-            attach::Interface::given(fd)
+            (attach::Interface::given(fd), None)
         }
-        None => attach::attach(&setup)?,
+        None => attach::attach(&setup, around)?,
     };
     let fd = made.fd;
     let plain = setup.link == Some(Given::Plain);
@@ -94,7 +102,13 @@ pub fn serve() -> Result<(), Failure> {
     }
     let (start, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let device = Trace::new(device, epoch.as_micros() as Time);
-    let engine = Engine::new(setup.config, Sockets::new(epoll, &setup.outbound), device, 0);
+    let mut sockets = Sockets::new(epoll, &setup.outbound);
+    sockets.within = child.map(|child| Within::new(child.channel));
+    let spare = limit.saturating_sub(setup.config.limits.flows);
+    let mut engine = Engine::new(setup.config, sockets, device, 0);
+    if child.is_some() {
+        engine.go_around(spare, within::DESCRIPTORS);
+    }
     let waiting = Waiting::new(epoll, several);
     let kind = if made.packet { "packet" } else { "tap" };
     let about = format!("{} {kind}", std::process::id());
@@ -105,6 +119,9 @@ pub fn serve() -> Result<(), Failure> {
     let (forwards, clients) = (BTreeMap::new(), [None; CLIENTS]);
     let (listeners, kept) = (Vec::new(), false);
     Loop { engine, waiting, start, listeners, forwards, about, owner, kept, listen, clients }.run();
+    if let Some(child) = child {
+        child.end();
+    }
     Ok(())
 }
 

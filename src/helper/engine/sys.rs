@@ -44,6 +44,10 @@ pub mod nr {
     pub const EPOLL_CREATE1: usize = 291;
     pub const SETNS: usize = 308;
     pub const SECCOMP: usize = 317;
+    pub const PREAD64: usize = 17;
+    pub const PWRITE64: usize = 18;
+    pub const SPLICE: usize = 275;
+    pub const PIPE2: usize = 293;
     pub const CLOSE_RANGE: usize = 436;
 }
 
@@ -118,6 +122,16 @@ pub fn write(fd: Fd, bytes: &[u8]) -> Outcome {
     pointed(nr::WRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len()])
 }
 
+/// pread(2) from the start.
+pub fn read_start(fd: Fd, into: &mut [u8]) -> Outcome {
+    pointed(nr::PREAD64, [fd as usize, into.as_mut_ptr() as usize, into.len(), 0])
+}
+
+/// pwrite(2) to the start.
+pub fn write_start(fd: Fd, bytes: &[u8]) -> Outcome {
+    pointed(nr::PWRITE64, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0])
+}
+
 /// close(2).
 pub fn close(fd: Fd) {
     let _ = plain(nr::CLOSE, [fd as usize]);
@@ -161,6 +175,24 @@ pub fn wait(pid: i32) -> i32 {
     let mut status = 0i32;
     while pointed(nr::WAIT4, [pid as usize, (&raw mut status) as usize, 0, 0]) == Err(EINTR) {}
     if status & 0x7f == 0 { status >> 8 & 0xff } else { -1 }
+}
+
+/// pipe2(2), close-on-exec and nonblocking: the end to read from, the end to write to.
+pub fn pipe() -> Result<(Fd, Fd), i32> {
+    let mut pair = [0i32; 2];
+    pointed(nr::PIPE2, [pair.as_mut_ptr() as usize, 0o2_000_000 | 0o4000])?;
+    Ok((pair[0], pair[1]))
+}
+
+/// Lets a pipe hold so many bytes, if this user may have so many.
+pub fn pipe_size(fd: Fd, bytes: usize) -> Outcome {
+    plain(nr::FCNTL, [fd as usize, 1031, bytes])
+}
+
+/// splice(2) without blocking: moves up to `len` bytes, one of the two being a pipe.
+pub fn splice(from: Fd, to: Fd, len: usize) -> Outcome {
+    // SPLICE_F_MOVE | SPLICE_F_NONBLOCK; no offsets.
+    plain(nr::SPLICE, [from as usize, 0, to as usize, 0, len, 3])
 }
 
 /// setns(2).
@@ -384,11 +416,16 @@ pub fn option(fd: Fd, level: i32, option: i32) -> Result<i32, i32> {
 
 /// True if `fd` can be read, or has failed, right now.
 pub fn readable(fd: Fd) -> bool {
+    readable_within(fd, 0)
+}
+
+/// True if `fd` can be read, or has ended, within `patience` milliseconds.
+pub fn readable_within(fd: Fd, patience: usize) -> bool {
     let events = 1i16; // POLLIN
     let mut entry = [0u8; 8];
     entry[..4].copy_from_slice(&fd.to_ne_bytes());
     entry[4..6].copy_from_slice(&events.to_ne_bytes());
-    pointed(nr::POLL, [entry.as_mut_ptr() as usize, 1, 0]) == Ok(1)
+    pointed(nr::POLL, [entry.as_mut_ptr() as usize, 1, patience]) == Ok(1)
 }
 
 /// `struct epoll_event` (packed on x86-64).

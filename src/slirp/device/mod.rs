@@ -51,6 +51,11 @@ pub trait Device {
     /// Tells the time to devices that have some use for it.
     fn advance(&mut self, _now: Time) {}
 
+    /// Whether somebody wants to see every frame.
+    fn recorded(&self) -> bool {
+        false
+    }
+
     /// When a frame that is under way in the device will be there.
     fn next_due(&self) -> Option<Time> {
         None

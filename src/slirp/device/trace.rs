@@ -143,6 +143,10 @@ impl<D: Device, S: Sink> Device for Trace<D, S> {
         self.device.advance(now);
     }
 
+    fn recorded(&self) -> bool {
+        !self.recorders.is_empty()
+    }
+
     fn next_due(&self) -> Option<Time> {
         self.device.next_due()
     }
