@@ -62,12 +62,14 @@ def left(new: set[int], opened: Iterable[Network], owned: set[int]) -> list[str]
     named = {each.pid: f"network {each.name} (pid {each.pid})" for each in opened}
     pool: Any = sys.modules.get("r2d2.pool")
     others = bool(owned) or bool(pool is not None and pool.open_pools)
+    own = "".join(_named([os.getpid()]).values())
     deadline = time.monotonic() + 0.2
     while True:
         found = _named(new & children() - owned - named.keys())
         if others:  # what r2d2 itself has beside PID 1s, and containers of pools, are theirs
             found = {pid: name for pid, name in found.items() if not name.startswith("r2d2-")}
-        # One that has just been forked may still have our own name.
-        if not found or not others or time.monotonic() > deadline:
+        # One that was just forked may have our own name, even when its execve was said to have succeeded.
+        named_anew = own not in found.values()
+        if not found or (named_anew and not others) or time.monotonic() > deadline:
             return [*named.values(), *(f"{name} (pid {pid})" for pid, name in sorted(found.items()))]
         time.sleep(0.01)
