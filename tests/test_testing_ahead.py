@@ -60,6 +60,7 @@ CONFTEST = """
 def made(pytester: pytest.Pytester) -> pytest.Pytester:
     """With the functions above."""
     pytester.makeconftest(CONFTEST)
+    pytester.makeini("[pytest]\nr2d2_ahead = true\n")
     return pytester
 
 

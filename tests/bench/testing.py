@@ -72,6 +72,7 @@ class TestTurns:
 #: What is to be reached, at most.
 TARGETS = {
     "container, over a bare test": 3.0,
+    "container ahead, over a bare test": 3.0,
     "isolated, over a bare test": 5.0,
     "PostgreSQL, ratio": 0.25,
     "containers left": 0.0,
@@ -94,12 +95,12 @@ def pytest_run(directory: str, *args: str) -> str:
     return done.stdout
 
 
-def taken(kinds: str, rounds: int) -> dict[str, list[float]]:
+def taken(kinds: str, rounds: int, *options: str) -> dict[str, list[float]]:
     """What tests of these kinds, which take turns, took; without the first."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "conftest.py").write_text(CONFTEST)
         Path(directory, "test_turns.py").write_text(TURNS.format(rounds=rounds))
-        pytest_run(directory, "-k", kinds)
+        pytest_run(directory, "-k", kinds, *options)
         found = json.loads(Path(directory, "taken.json").read_text())
     return {name.removeprefix("test_"): times[rounds // 10 + 1 :] for name, times in found.items()}
 
@@ -117,21 +118,26 @@ def turns(rounds: int) -> dict[str, float]:
     figures["fork and exit, over a bare test"] = statistics.median(
         [time - base for time, base in zip(alone["fork"], alone["bare"], strict=True)]
     )
-    for kind in ("container", "minimal", "isolated"):
-        times = taken(f"bare or test_{kind}{reference}", rounds)
+    for kind, word, options in (
+        ("container", "container", ()),
+        ("container", "container ahead", ("-o", "r2d2_ahead=true")),
+        ("minimal", "minimal", ()),
+        ("isolated", "isolated", ()),
+    ):
+        times = taken(f"bare or test_{kind}{reference}", rounds, *options)
         over = {
             name: [time - base for time, base in zip(these, times["bare"], strict=True)]
             for name, these in times.items()
         }
         figures["bare test"] = statistics.median(times["bare"])
-        figures[f"{kind}, over a bare test"] = statistics.median(over[kind])
-        figures[f"{kind}, over a bare test, best tenth"] = statistics.quantiles(over[kind], n=10)[0]
+        figures[f"{word}, over a bare test"] = statistics.median(over[kind])
+        figures[f"{word}, over a bare test, best tenth"] = statistics.quantiles(over[kind], n=10)[0]
         if reference:
             figures["unshare(1), over a bare test"] = statistics.median(over["unshare"])
             ratios = [one / other for one, other in zip(over[kind], over["unshare"], strict=True)]
-            figures[f"{kind}, over unshare(1)"] = statistics.median(ratios)
-        in_a_row = taken(f"test_{kind}", rounds)[kind]
-        figures[f"{kind} in a row, over bare in a row, mean"] = statistics.fmean(in_a_row) - row
+            figures[f"{word}, over unshare(1)"] = statistics.median(ratios)
+        in_a_row = taken(f"test_{kind}", rounds, *options)[kind]
+        figures[f"{word} in a row, over bare in a row, mean"] = statistics.fmean(in_a_row) - row
     return figures
 
 

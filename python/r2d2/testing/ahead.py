@@ -1,4 +1,4 @@
-"""The container of the next test, started while this one runs.
+"""The container of the next test, started while this one runs, where ``r2d2_ahead = true`` asks for that.
 
 A thread starts it, and lives as long as that takes: none of ours is there while nothing is to do, nor across
 a fork(2) of the process. The next test gets it if a new one would be the same: its specification, and of the

@@ -17,8 +17,8 @@ Fixtures: ``container`` (a running container, fresh for each test), ``container_
 (provisions an image once for all tests and workers).
 The marker ``r2d2`` takes the keywords of ``r2d2.Container``; its ``network=True`` makes the test's containers
 members of its ``network``, and a dictionary in place of True has the keywords of ``r2d2.Network``.
-The container of a coming test is started while one runs (``r2d2.testing.ahead``): tests see one more child of
-their process; ``r2d2_ahead = false`` in the configuration file keeps that away.
+With ``r2d2_ahead = true`` in the configuration file the container of a coming test is started while one runs
+(``r2d2.testing.ahead``): tests see one more child of their process, and wait less.
 ``isolated`` is described in ``r2d2.testing.isolated``. On a host that cannot, tests are skipped with
 what to do about it.
 
@@ -74,7 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--r2d2-keep", action="store_true", help="keep what r2d2_build made for the next run")
     parser.addini("r2d2_image", "what the fixture r2d2_image is", default="host")
     parser.addini(
-        "r2d2_ahead", "start the container of a coming test while one runs", type="bool", default=True
+        "r2d2_ahead", "start the container of a coming test while one runs", type="bool", default=False
     )
     parser.addini("r2d2_scope", "the scope of the fixtures container and network", default="function")
 
