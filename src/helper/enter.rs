@@ -30,7 +30,11 @@ pub fn main() -> ! {
     let request = unsafe { message.as_ptr().cast::<Request>().read_unaligned() };
     let fds = Descriptors::of(&request, &received);
     let fail = |stage: u32, errno: i32| {
-        kernel::send(fds.status, &Status { kind: p::ST_FAILED, stage, value: errno, ..Status::default() }, &[]);
+        kernel::send(
+            fds.status,
+            &Status { kind: p::ST_FAILED, stage, value: errno, ..Status::default() },
+            &[],
+        );
         kernel::exit(127)
     };
     if request.magic != p::MAGIC {

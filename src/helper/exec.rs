@@ -26,7 +26,8 @@ pub struct Descriptors {
 
 impl Descriptors {
     /// Nobody's yet: all zeros, so that a static of it costs no memory.
-    pub const UNSET: Self = Self { stdio: [0; 3], status: 0, confirm: 0, memfd: 0, target: 0, pass: [0; p::PASS] };
+    pub const UNSET: Self =
+        Self { stdio: [0; 3], status: 0, confirm: 0, memfd: 0, target: 0, pass: [0; p::PASS] };
 
     /// Reads the order: stdio, status, confirm?, memfd?, target? (enter), passed ones.
     pub fn of(request: &Request, fds: &[i32; p::FDS]) -> Self {
@@ -122,7 +123,8 @@ pub fn become_program(request: &Request, inline: &mut [u8], fds: Descriptors, le
         left.wait(); // no path is looked up before
     }
     if request.cwd != 0 {
-        let Some(cwd) = base.checked_add(request.cwd as usize).filter(|_| (request.cwd as usize) < len) else {
+        let Some(cwd) = base.checked_add(request.cwd as usize).filter(|_| (request.cwd as usize) < len)
+        else {
             fail(status, p::STAGE_PROTOCOL, kernel::EPROTO)
         };
         // SAFETY: a string in the blob.
@@ -134,7 +136,7 @@ pub fn become_program(request: &Request, inline: &mut [u8], fds: Descriptors, le
     let (mut errno, mut denied) = (2, false);
     let mut i = 0;
     // SAFETY: the table ends with zero and was checked by relocate.
-    let candidate = |i: usize| unsafe { (candidates as *const usize).add(i).read() };
+    let candidate = |i: usize| unsafe { (candidates as *const usize).wrapping_add(i).read() };
     while let path @ 1.. = candidate(i) {
         // To ask for a file that is not there is much cheaper than to execute it.
         if candidate(i + 1) != 0 {

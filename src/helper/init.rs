@@ -68,12 +68,12 @@ static mut BESIDE: Beside = Beside::new();
 pub fn main(present: &[u8]) -> ! {
     const PR_SET_DUMPABLE: usize = 4;
     const PR_SET_NAME: usize = 15;
+    const CLOSE_RANGE_CLOEXEC: usize = 4;
     let _ = kernel::prctl(PR_SET_DUMPABLE, 0);
     let _ = kernel::prctl(PR_SET_NAME, c"r2d2-init".as_ptr() as usize);
     let Ok(signals) = kernel::signalfd() else { kernel::exit(1) };
     let signals = signals as i32;
     // They had to survive the execve that started us; they must not survive the ones that we do.
-    const CLOSE_RANGE_CLOEXEC: usize = 4;
     // SAFETY: no pointer.
     let _ = unsafe { call(nr::CLOSE_RANGE, [3, u32::MAX as usize, CLOSE_RANGE_CLOEXEC]) };
     let has = |fd: i32| present.contains(&(b'0' + fd as u8));
@@ -251,13 +251,16 @@ impl Init {
         let slot = self.children.iter().position(|child| child.pid == 0);
         let forked = match slot {
             None => Err(kernel::EAGAIN),
-            Some(_) => self.begin(request, len, fds, (request.flags & p::F_STARTED != 0).then_some(&mut pidfd)),
+            Some(_) => {
+                self.begin(request, len, fds, (request.flags & p::F_STARTED != 0).then_some(&mut pidfd))
+            }
         };
         let pid = match forked {
             Ok(0) => self.child(request, len, fds),
             Ok(pid) => pid as i32,
             Err(errno) => {
-                let failed = Status { kind: p::ST_FAILED, stage: p::STAGE_FORK, value: errno, ..Status::default() };
+                let failed =
+                    Status { kind: p::ST_FAILED, stage: p::STAGE_FORK, value: errno, ..Status::default() };
                 kernel::send(fds.status, &failed, &[]);
                 return;
             }
@@ -317,7 +320,8 @@ impl Init {
                 tree::supervise(program as i32, fds.status)
             }
             Err(errno) => {
-                let failed = Status { kind: p::ST_FAILED, stage: p::STAGE_FORK, value: errno, ..Status::default() };
+                let failed =
+                    Status { kind: p::ST_FAILED, stage: p::STAGE_FORK, value: errno, ..Status::default() };
                 kernel::send(fds.status, &failed, &[]);
                 kernel::exit(127)
             }

@@ -75,7 +75,7 @@ pub unsafe fn bytes(pointer: *const u8) -> &'static [u8] {
     loop {
         // Volatile, or the compiler makes this strlen(3), which we do not have.
         // SAFETY: not past the zero byte.
-        if unsafe { pointer.add(len).read_volatile() } == 0 {
+        if unsafe { pointer.wrapping_add(len).read_volatile() } == 0 {
             break;
         }
         len += 1;
@@ -194,6 +194,7 @@ pub fn reap(usage: &mut Usage, flags: usize) -> Result<(i32, i32), i32> {
 
 /// recvmsg(2): the length of the message; descriptors land in `fds`, the rest of `fds` stays -1.
 pub fn receive(socket: i32, buffer: &mut [u8], fds: &mut [i32; FDS]) -> Outcome {
+    const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
     let mut rights = Rights { len: 0, level: 0, kind: 0, fds: [-1; FDS + 1] };
     let iov = IoVec { base: buffer.as_mut_ptr() as usize, len: buffer.len() };
     let mut message = MsgHdr {
@@ -205,7 +206,6 @@ pub fn receive(socket: i32, buffer: &mut [u8], fds: &mut [i32; FDS]) -> Outcome 
         controllen: RIGHTS_HEAD + FDS * 4,
         flags: 0,
     };
-    const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
     // SAFETY: header, vector and buffers live across the call and have the lengths they claim.
     let len = unsafe { call(nr::RECVMSG, [socket as usize, &raw mut message as usize, MSG_CMSG_CLOEXEC]) }?;
     fds.fill(-1);
@@ -220,6 +220,7 @@ pub fn receive(socket: i32, buffer: &mut [u8], fds: &mut [i32; FDS]) -> Outcome 
 
 /// Sends a status, with descriptors. Never blocks, never raises SIGPIPE: a peer that has gone is not our trouble.
 pub fn send(socket: i32, status: &Status, fds: &[i32]) {
+    const MSG_NOSIGNAL_DONTWAIT: usize = 0x4040;
     let mut rights = Rights { len: 0, level: 1, kind: 1, fds: [-1; FDS + 1] };
     let count = fds.len().min(FDS);
     for (to, from) in rights.fds.iter_mut().zip(fds).take(count) {
@@ -236,9 +237,9 @@ pub fn send(socket: i32, status: &Status, fds: &[i32]) {
         controllen: if count == 0 { 0 } else { RIGHTS_HEAD + (count * 4).next_multiple_of(8) },
         flags: 0,
     };
-    const MSG_NOSIGNAL_DONTWAIT: usize = 0x4040;
     // SAFETY: all of it lives across the call.
-    let _ = unsafe { call(nr::SENDMSG, [socket as usize, &raw const message as usize, MSG_NOSIGNAL_DONTWAIT]) };
+    let _ =
+        unsafe { call(nr::SENDMSG, [socket as usize, &raw const message as usize, MSG_NOSIGNAL_DONTWAIT]) };
 }
 
 /// The compiler calls these by name.
@@ -266,11 +267,11 @@ mod memory {
         let mut i = 0;
         while i < len {
             // SAFETY: the contract of memcmp(3).
-            let x = unsafe { a.add(i).read_volatile() };
+            let left = unsafe { a.wrapping_add(i).read_volatile() };
             // SAFETY: likewise.
-            let y = unsafe { b.add(i).read_volatile() };
-            if x != y {
-                return i32::from(x) - i32::from(y);
+            let right = unsafe { b.wrapping_add(i).read_volatile() };
+            if left != right {
+                return i32::from(left) - i32::from(right);
             }
             i += 1;
         }

@@ -49,7 +49,7 @@ extern "C" fn entry(stack: *const usize) -> ! {
             return &[][..];
         }
         // SAFETY: argv has argc entries after argc.
-        let pointer = unsafe { stack.add(1 + i).read() } as *const u8;
+        let pointer = unsafe { stack.wrapping_add(1 + i).read() } as *const u8;
         // SAFETY: every entry is a string that ends with a zero byte.
         unsafe { kernel::bytes(pointer) }
     };

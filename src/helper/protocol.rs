@@ -27,6 +27,7 @@ pub const OP_ROOT: u32 = 2;
 /// [`F_TREE`], to all that it started.
 pub const OP_SIGNAL: u32 = 3;
 /// (reaper) Join the user namespace whose descriptor comes along.
+#[allow(dead_code, reason = "for the reaper it is every other request")]
 pub const OP_JOIN: u32 = 4;
 /// (reaper) Remove everything now, and end.
 pub const OP_REMOVE: u32 = 5;

@@ -86,7 +86,9 @@ fn settle(control: &mut PollFd) {
     const ROUNDS: usize = 40;
     control.events = 0;
     for _ in 0..ROUNDS {
-        if control.fd < 0 || (kernel::poll(core::slice::from_mut(control), 5).is_ok() && control.revents & POLLHUP != 0) {
+        if control.fd < 0
+            || (kernel::poll(core::slice::from_mut(control), 5).is_ok() && control.revents & POLLHUP != 0)
+        {
             return;
         }
     }
@@ -122,7 +124,8 @@ fn string(list: &[u8]) -> Option<(&[u8], &[u8])> {
 fn write(path: &[u8], content: &[u8]) {
     const O_WRONLY: usize = 1;
     // SAFETY: the path ends with a zero byte inside the message; its first byte is the letter.
-    let Ok(fd) = (unsafe { call(nr::OPENAT, [0, path.as_ptr() as usize + 1, O_WRONLY | kernel::CLOEXEC]) }) else {
+    let Ok(fd) = (unsafe { call(nr::OPENAT, [0, path.as_ptr() as usize + 1, O_WRONLY | kernel::CLOEXEC]) })
+    else {
         return;
     };
     // SAFETY: the content lies in the message.

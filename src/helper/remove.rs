@@ -77,7 +77,7 @@ fn first_directory(dir: usize, name: &mut [u8; 256]) -> bool {
     let mut found = false;
     each(dir, &mut |entry| {
         // SAFETY: the byte before a name is its entry's type.
-        if found || unsafe { (entry as *const u8).sub(1).read() } != DT_DIR {
+        if found || unsafe { (entry as *const u8).wrapping_sub(1).read() } != DT_DIR {
             return;
         }
         // SAFETY: names end with a zero byte, and the buffer they lie in outlives the call.

@@ -34,7 +34,6 @@ pub fn supervise(program: i32, status: i32) -> ! {
                     let _ = kernel::kill(program, kernel::SIGKILL);
                 }
                 let _ = kernel::poll(&mut [], 1);
-                continue;
             }
             Ok((0, _)) => {
                 let mut fds = [PollFd { fd: signals as i32, events: kernel::POLLIN, revents: 0 }];
@@ -42,7 +41,6 @@ pub fn supervise(program: i32, status: i32) -> ! {
                 while let Some(signal) = kernel::next_signal(signals as i32) {
                     killing |= signal == kernel::SIGUSR1;
                 }
-                continue;
             }
             Ok((pid, code)) => {
                 if pid == program {

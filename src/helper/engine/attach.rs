@@ -219,7 +219,9 @@ fn configure(setup: &Setup) -> Result<(), Failure> {
             .map_err(|e| step("set the IPv4 link's congestion control", e))?;
     }
     if setup.routes {
-        netlink.default_route(tap, config.v4.gateway.into(), congestion).map_err(|e| step("add the IPv4 route", e))?;
+        netlink
+            .default_route(tap, config.v4.gateway.into(), congestion)
+            .map_err(|e| step("add the IPv4 route", e))?;
     }
     for (to, prefix, router) in setup.via.iter().filter(|(to, ..)| to.is_ipv4()) {
         netlink.route(tap, *to, *prefix, *router).map_err(|e| step("add a route", e))?;
@@ -237,7 +239,9 @@ fn configure(setup: &Setup) -> Result<(), Failure> {
                 .map_err(|e| step("set the IPv6 link's congestion control", e))?;
         }
         if setup.routes {
-            netlink.default_route(tap, v6.gateway.into(), congestion).map_err(|e| step("add the IPv6 route", e))?;
+            netlink
+                .default_route(tap, v6.gateway.into(), congestion)
+                .map_err(|e| step("add the IPv6 route", e))?;
         }
         for (to, prefix, router) in setup.via.iter().filter(|(to, ..)| to.is_ipv6()) {
             netlink.route(tap, *to, *prefix, *router).map_err(|e| step("add a route", e))?;

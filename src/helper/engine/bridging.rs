@@ -132,7 +132,7 @@ impl Keeper {
         let Some(Ok(fd)) = self.listen.map(|listen| sys::accept(listen, &mut [0; 110])) else { return };
         match self.clients.iter_mut().enumerate().find(|(_, client)| client.is_none()) {
             Some((slot, client)) if sys::epoll_add(epoll, fd, EPOLLIN, 1 + slot as u64).is_ok() => {
-                *client = Some(fd)
+                *client = Some(fd);
             }
             _ => sys::close(fd),
         }

@@ -194,9 +194,8 @@ pub fn send(fd: Fd, text: &str) -> Result<usize, i32> {
 pub fn answer(fd: Fd, request: impl FnOnce(&str, &mut Beside) -> Result<String, i32>) -> bool {
     let (text, fds) = match receive(fd, 0x40) {
         Ok(Some(message)) => message,
-        Ok(None) => return false,
         Err(sys::EAGAIN | sys::EINTR) => return true,
-        Err(_) => return false,
+        Ok(None) | Err(_) => return false,
     };
     let mut fds = Beside(fds);
     // Half of a list of names would be taken for the whole.
@@ -375,9 +374,11 @@ fn name(mut words: std::str::SplitWhitespace<'_>) -> Option<(String, Vec<IpAddr>
 
 /// A name with its addresses.
 type Name = (String, Vec<IpAddr>);
+/// A name as one asker has it.
+type View = (IpAddr, String, Vec<IpAddr>);
 
 /// The names of a `names` request, one a line: those for all, and those for one asker (`@10.0.2.9 db …`).
-pub fn names<'a>(lines: impl Iterator<Item = &'a str>) -> Option<(Vec<Name>, Vec<(IpAddr, String, Vec<IpAddr>)>)> {
+pub fn names<'a>(lines: impl Iterator<Item = &'a str>) -> Option<(Vec<Name>, Vec<View>)> {
     let (mut all, mut views) = (Vec::new(), Vec::new());
     for line in lines {
         match line.strip_prefix('@') {

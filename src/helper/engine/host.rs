@@ -92,7 +92,14 @@ impl Sockets {
             sys::close(probe);
         }
         let of = |v6| source.iter().copied().find(|address| address.is_ipv6() == v6);
-        Self { epoll, known: Vec::new(), offsets, source: [of(false), of(true)], waste: Vec::new(), within: None }
+        Self {
+            epoll,
+            known: Vec::new(),
+            offsets,
+            source: [of(false), of(true)],
+            waste: Vec::new(),
+            within: None,
+        }
     }
 
     fn fresh(&mut self, sock: Sock, v6: bool) {
@@ -128,7 +135,9 @@ impl Sockets {
 
     /// Binds what is to connect to `to` to the source address of its family, if one was asked for.
     fn bind_source(&self, sock: Sock, to: &SocketAddr) -> Result<(), ErrorKind> {
-        let Some(source) = self.source.get(usize::from(to.is_ipv6())).copied().flatten() else { return Ok(()) };
+        let Some(source) = self.source.get(usize::from(to.is_ipv6())).copied().flatten() else {
+            return Ok(());
+        };
         // The port is chosen by connect(2), which knows the peer: else there were 28 000 connections in all.
         let _ = sys::set_option(sock, SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1);
         sys::bind(sock, address::encode(&SocketAddr::new(source, 0)).as_slice()).map(drop).map_err(kind)
@@ -392,12 +401,18 @@ impl Host for Sockets {
         }
         inbox.parcels.clear();
         let parcels = &mut inbox.parcels;
-        let got = sys::recvmmsg::<{ Inbox::PARCELS }>(sock, &mut inbox.bytes, Inbox::ROOM, |at, len, from, control| {
-            let sizes = sys::controls(control).filter(|(level, kind, _)| (*level, *kind) == (SOL_UDP, UDP_GRO));
-            let size = sizes.filter_map(|(_, _, payload)| payload.first_chunk::<2>().copied()).last();
-            let segment = size.map_or(len, |size| usize::from(u16::from_ne_bytes(size)).max(1));
-            parcels.push(Parcel { start: at * Inbox::ROOM, len, segment, from: address::decode(from) });
-        });
+        let got = sys::recvmmsg::<{ Inbox::PARCELS }>(
+            sock,
+            &mut inbox.bytes,
+            Inbox::ROOM,
+            |at, len, from, control| {
+                let sizes =
+                    sys::controls(control).filter(|(level, kind, _)| (*level, *kind) == (SOL_UDP, UDP_GRO));
+                let size = sizes.filter_map(|(_, _, payload)| payload.first_chunk::<2>().copied()).last();
+                let segment = size.map_or(len, |size| usize::from(u16::from_ne_bytes(size)).max(1));
+                parcels.push(Parcel { start: at * Inbox::ROOM, len, segment, from: address::decode(from) });
+            },
+        );
         match got {
             Ok(_) | Err(EAGAIN | EINTR) => Ok(()),
             Err(errno) => Err(kind(errno)),

@@ -6,9 +6,9 @@
 //! the control socket and ends. The owner passes it on to the network's process (`switching`) and forgets it.
 
 use crate::control::{Failure, Setup};
+use crate::slirp::device::Capabilities;
 use crate::sys::{self, Fd};
 use crate::{attach, tap};
-use crate::slirp::device::Capabilities;
 
 const CONTROL: Fd = 0;
 const SOL_SOCKET: i32 = 1;
@@ -19,11 +19,8 @@ const SCM_RIGHTS: i32 = 1;
 pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     let setup = Setup::parse(text, fds)?;
     let made = attach::inside(&setup)?;
-    let (kind, takes) = if made.packet {
-        ("packet", Capabilities::ALL)
-    } else {
-        ("tap", tap::offload(made.fd))
-    };
+    let (kind, takes) =
+        if made.packet { ("packet", Capabilities::ALL) } else { ("tap", tap::offload(made.fd)) };
     let flags = [takes.checksum, takes.tso, takes.uso].map(u8::from);
     let reply = format!("ok {kind} {} {} {}", flags[0], flags[1], flags[2]);
     let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &made.fd.to_ne_bytes());

@@ -135,7 +135,7 @@ fn choose(route: &Netlink, subnets: &[Subnet]) -> Result<Subnet, Failure> {
         match routes.iter().find(taken) {
             None => return Ok(*subnet),
             Some((to, bits)) => {
-                collision = format!("{network}/{} overlaps the route to {to}/{bits}", subnet.bits)
+                collision = format!("{network}/{} overlaps the route to {to}/{bits}", subnet.bits);
             }
         }
     }

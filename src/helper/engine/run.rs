@@ -13,6 +13,7 @@ use crate::waiting::{self, Waiting};
 use crate::within::{self, Within};
 use crate::{attach, bridging, interface, packet, sandbox, switching};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CONTROL: Fd = 0;
@@ -113,8 +114,7 @@ pub fn serve() -> Result<(), Failure> {
     let kind = if made.packet { "packet" } else { "tap" };
     let about = format!("{} {kind}", std::process::id());
     sandbox::enter()?;
-    control::send(CONTROL, &format!("ok {kind}"))
-        .map_err(|e| Failure::new("report success", "send", e))?;
+    control::send(CONTROL, &format!("ok {kind}")).map_err(|e| Failure::new("report success", "send", e))?;
     let (listen, owner) = (setup.listen, setup.owner);
     let (forwards, clients) = (BTreeMap::new(), [None; CLIENTS]);
     let (listeners, kept) = (Vec::new(), false);
@@ -237,7 +237,7 @@ impl Loop {
             *missed += untold;
             let mut text = lines.join("\n");
             if *missed > 0 {
-                text.push_str(&format!("\nmissed {missed}"));
+                let _ = write!(text, "\nmissed {missed}");
             }
             match control::send(*fd, &text) {
                 Ok(_) => *missed = 0,
@@ -326,7 +326,8 @@ impl Loop {
                 }
             }
             "uncapture" => {
-                let Some((recorder, output)) = self.engine.core.device.stop(words.next()?.parse().ok()?) else {
+                let Some((recorder, output)) = self.engine.core.device.stop(words.next()?.parse().ok()?)
+                else {
                     return Some(Failure::new("end a capture", "uncapture", sys::ENOENT).message());
                 };
                 output.close();
@@ -334,7 +335,8 @@ impl Loop {
                 Some(format!("ok {written} {dropped} {}", failure.unwrap_or(0)))
             }
             "forwards" => {
-                let lines: Vec<String> = self.forwards.iter().map(|(n, words)| format!("{n} {words}")).collect();
+                let lines: Vec<String> =
+                    self.forwards.iter().map(|(n, words)| format!("{n} {words}")).collect();
                 Some(format!("ok\n{}", lines.join("\n")))
             }
             "about" => Some(format!("ok {}", self.about)),

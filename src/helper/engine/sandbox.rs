@@ -31,15 +31,15 @@ const ALLOWED: &[usize] = &[
     nr::EXIT_GROUP,
     nr::SPLICE, // published ports: from socket to socket by pipes that came from `within`
     nr::WAIT4,  // of a keeper's guard, and of the child that `within` is about
-    11,  // munmap
-    12,  // brk
-    25,  // mremap
-    28,  // madvise
-    60,  // exit
-    15,  // rt_sigreturn
-    228, // clock_gettime, where the vDSO cannot
-    202, // futex
-    318, // getrandom: the hash keys of tables
+    11,         // munmap
+    12,         // brk
+    25,         // mremap
+    28,         // madvise
+    60,         // exit
+    15,         // rt_sigreturn
+    228,        // clock_gettime, where the vDSO cannot
+    202,        // futex
+    318,        // getrandom: the hash keys of tables
 ];
 
 /// `BPF_LD | BPF_W | BPF_ABS`.

@@ -129,14 +129,7 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
     Loop {
         engine,
         fabric,
-        joined: Joined {
-            ports: vec![None],
-            cable,
-            waiting: false,
-            captures: Vec::new(),
-            epoch,
-            start,
-        },
+        joined: Joined { ports: vec![None], cable, waiting: false, captures: Vec::new(), epoch, start },
         waiting,
         start,
         buffer: vec![0; MAX_FRAME],
@@ -206,9 +199,8 @@ impl Loop {
                     let frame = self.buffer.get(..len).unwrap_or(&[]);
                     self.fabric.receive(now, node, frame, &mut self.joined);
                 }
-                Err(sys::EAGAIN | sys::EINTR) => return,
-                // EBADFD or EIO: the interface is gone, with its namespace. ENETDOWN: a packet socket's is down.
-                Err(sys::ENETDOWN) => return,
+                // ENETDOWN: a packet socket's interface is down. EBADFD or EIO: it is gone, with its namespace.
+                Err(sys::EAGAIN | sys::EINTR | sys::ENETDOWN) => return,
                 Err(_) => return self.leave(node),
             }
         }
@@ -219,12 +211,12 @@ impl Loop {
         while self.joined.waiting {
             self.joined.waiting = false;
             while matches!(self.engine.receive(), Ok(BATCH)) {}
-            self.from_engine();
+            self.drain_engine();
         }
-        self.from_engine();
+        self.drain_engine();
     }
 
-    fn from_engine(&mut self) {
+    fn drain_engine(&mut self) {
         while let Some(frame) = self.joined.cable.pop() {
             let now = self.now();
             self.fabric.receive(now, GATEWAY, &frame, &mut self.joined);
@@ -250,7 +242,8 @@ impl Loop {
             "port" => {
                 let mut word = || words.next().ok_or(sys::EINVAL);
                 let (name, _kind) = (word()?, word()?);
-                let takes = Capabilities { checksum: word()? == "1", tso: word()? == "1", uso: word()? == "1" };
+                let takes =
+                    Capabilities { checksum: word()? == "1", tso: word()? == "1", uso: word()? == "1" };
                 let mut known = text.lines().nth(1).unwrap_or_default().split_whitespace();
                 let mac = known.next().and_then(control::mac).ok_or(sys::EINVAL)?;
                 let known: Vec<_> =

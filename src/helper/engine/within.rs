@@ -15,16 +15,16 @@
 //!
 //! The child is in the sandbox of the engine (`sandbox`) but for what it is there for: one capability, and the calls
 //! that make pipes. It has its end of the channel, whose end is its own, a netlink socket and the settings; before it
-//! ends it takes rule, route and settings back. It keeps the namespace alive, so there is none where the engine is to end with the namespace and not
-//! with a process.
+//! ends it takes rule, route and settings back. It keeps the namespace alive, so there is none where the engine is to
+//! end with the namespace and not with a process.
 
 use crate::address::{self, INET, INET6};
+use crate::attach;
 use crate::guard::CAP_NET_ADMIN;
 use crate::netlink::Netlink;
 use crate::sandbox;
 use crate::slirp::host::Pipe;
 use crate::sys::{self, Fd, nr};
-use crate::attach;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
@@ -323,7 +323,9 @@ pub fn serve(channel: Fd) {
         let bytes: Vec<u8> = fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
         let rights = if fds.is_empty() { Vec::new() } else { sys::control(SOL_SOCKET, SCM_RIGHTS, &bytes) };
         let sent = sys::sendmsg(channel, &[letter[0], fds.len() as u8], &rights, MSG_NOSIGNAL);
-        fds.iter().for_each(|fd| sys::close(*fd));
+        for fd in fds {
+            sys::close(fd);
+        }
         if sent.is_err() {
             break;
         }
@@ -378,9 +380,8 @@ impl Maker {
     fn new() -> Result<Self, i32> {
         let netlink = Netlink::open()?;
         let lo = netlink.index("lo")?;
-        let settings = SETTINGS.map(|name| {
-            attach::setting(name, sys::Access::Both).ok().map(|fd| Setting { fd, before: None })
-        });
+        let settings = SETTINGS
+            .map(|name| attach::setting(name, sys::Access::Both).ok().map(|fd| Setting { fd, before: None }));
         Ok(Self { netlink, lo, settings, ready: [None; 2] })
     }
 
