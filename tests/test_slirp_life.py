@@ -83,6 +83,7 @@ def test_connections_outlast_a_suspended_host(guest: int, device: slirp.Device) 
         code = f"""
 s = socket.create_connection(("10.0.2.2", {port}), 20); s.sendall(b"before"); s.recv(9)
 print("ready", flush=True)
+time.sleep(0.5)  # until it sleeps
 s.sendall(b"during"); print(s.recv(9).decode(), flush=True)
 time.sleep(0.1)
 s.sendall(b"after"); print(s.recv(9).decode(), flush=True)
