@@ -7,7 +7,7 @@ use crate::netlink::Netlink;
 use crate::slirp::device::Faults;
 use crate::sys::{self, Fd};
 use crate::within::{self, Child};
-use crate::{packet, tap};
+use crate::{packet, rights, tap};
 
 const CLONE_NEWUSER: i32 = 0x1000_0000;
 const CLONE_NEWNET: i32 = 0x4000_0000;
@@ -19,8 +19,6 @@ const QUEUE: u32 = 10_000;
 /// sender. What the world needs is done by the host's sockets, under the host's control. A control that paces (BBR)
 /// would wake the engine for every frame, at twice the cost and half the speed.
 const CONGESTION: &str = "reno";
-const SOL_SOCKET: i32 = 1;
-const SCM_RIGHTS: i32 = 1;
 
 /// The interface, seen from here.
 #[derive(Debug, Clone, Copy)]
@@ -75,9 +73,7 @@ fn start(
         sys::name(c"r2d2-attach");
         let code = match work() {
             Ok((word, fds)) => {
-                let fds: Vec<u8> = fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
-                let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &fds);
-                let sent = sys::sendmsg(theirs, word.as_bytes(), &rights, 0);
+                let sent = sys::sendmsg(theirs, word.as_bytes(), &rights::pass(&fds), 0);
                 if let (Ok(_), Some(then)) = (sent, then) {
                     then(theirs);
                 }
@@ -90,20 +86,17 @@ fn start(
     sys::close(theirs);
     let (mut text, mut control) = ([0u8; 1024], [0u8; 64]);
     let answer = sys::recvmsg(ours, &mut text, &mut control, 0x4000_0000); // MSG_CMSG_CLOEXEC
-    let rights = answer.as_ref().ok().and_then(|(_, len, _)| {
-        sys::controls(control.get(..*len).unwrap_or(&[]))
-            .find(|(l, k, _)| (*l, *k) == (SOL_SOCKET, SCM_RIGHTS))
-    });
-    let child = (then.is_some() && rights.is_some()).then_some(Child { pid, channel: ours });
+    let filled = answer.as_ref().map_or(0, |(_, len, _)| *len);
+    let fds: Vec<Fd> = rights::passed(control.get(..filled).unwrap_or(&[])).collect();
+    let child = (then.is_some() && !fds.is_empty()).then_some(Child { pid, channel: ours });
     if child.is_none() {
         sys::wait(pid);
         sys::close(ours);
     }
     let (n, ..) = answer.map_err(|e| Failure::new("hear from the attaching child", "recvmsg", e))?;
     let text = String::from_utf8_lossy(text.get(..n).unwrap_or(&[])).into_owned();
-    if let Some((_, _, payload)) = rights {
-        let fds = payload.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-        return Ok((text, fds.collect(), child));
+    if !fds.is_empty() {
+        return Ok((text, fds, child));
     }
     Err(Failure::parse(&text).unwrap_or_else(|| Failure::new("attach", "exit", sys::EINVAL)))
 }

@@ -40,6 +40,7 @@
 //!
 //! A failure is `error`, step, system call and errno, separated by tabs.
 
+use crate::rights;
 use crate::slirp::config::{Config, Loopback, V4, V6};
 use crate::slirp::device::Faults;
 use crate::slirp::policy::{Domain, Rule, Whom};
@@ -172,12 +173,7 @@ impl Drop for Beside {
 pub fn receive(fd: Fd, flags: i32) -> Result<Option<(String, Vec<Fd>)>, i32> {
     let (mut text, mut control) = (vec![0; MAX + 1], [0u8; 256]);
     let (n, len, _) = sys::recvmsg(fd, &mut text, &mut control, flags | 0x4000_0000)?;
-    let mut fds = Vec::new();
-    for (level, kind, payload) in sys::controls(control.get(..len).unwrap_or(&[])) {
-        if (level, kind) == (1, 1) {
-            fds.extend(payload.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
-        }
-    }
+    let fds: Vec<Fd> = rights::passed(control.get(..len).unwrap_or(&[])).collect();
     if n == 0 && fds.is_empty() {
         return Ok(None);
     }

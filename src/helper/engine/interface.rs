@@ -8,11 +8,9 @@
 use crate::control::{Failure, Setup};
 use crate::slirp::device::Capabilities;
 use crate::sys::{self, Fd};
-use crate::{attach, tap};
+use crate::{attach, rights, tap};
 
 const CONTROL: Fd = 0;
-const SOL_SOCKET: i32 = 1;
-const SCM_RIGHTS: i32 = 1;
 
 /// Makes the interface that `text` describes in the namespaces of `fds`, and replies with its descriptor: its kind,
 /// and whether it takes undone checksums, large TCP segments and runs of datagrams.
@@ -23,8 +21,7 @@ pub fn serve(text: &str, fds: Vec<Fd>) -> Result<(), Failure> {
         if made.packet { ("packet", Capabilities::ALL) } else { ("tap", tap::offload(made.fd)) };
     let flags = [takes.checksum, takes.tso, takes.uso].map(u8::from);
     let reply = format!("ok {kind} {} {} {}", flags[0], flags[1], flags[2]);
-    let rights = sys::control(SOL_SOCKET, SCM_RIGHTS, &made.fd.to_ne_bytes());
-    sys::sendmsg(CONTROL, reply.as_bytes(), &rights, 0)
+    sys::sendmsg(CONTROL, reply.as_bytes(), &rights::pass(&[made.fd]), 0)
         .map(drop)
         .map_err(|e| Failure::new("hand the interface over", "sendmsg", e))
 }

@@ -35,6 +35,7 @@ mod packet;
 #[path = "../../sys/raw.rs"]
 mod raw;
 mod record;
+mod rights;
 mod run;
 mod sandbox;
 #[path = "../../slirp/mod.rs"]

@@ -19,12 +19,11 @@
 //! end with the namespace and not with a process.
 
 use crate::address::{self, INET, INET6};
-use crate::attach;
 use crate::guard::CAP_NET_ADMIN;
 use crate::netlink::Netlink;
-use crate::sandbox;
 use crate::slirp::host::Pipe;
 use crate::sys::{self, Fd, nr};
+use crate::{attach, rights, sandbox};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
@@ -54,7 +53,6 @@ const SO_MARK: i32 = 36;
 const TCP_NODELAY: i32 = 1;
 const IP_TRANSPARENT: i32 = 19;
 const IPV6_TRANSPARENT: i32 = 75;
-const SCM_RIGHTS: i32 = 1;
 const MSG_DONTWAIT: i32 = 0x40;
 const MSG_NOSIGNAL: i32 = 0x4000;
 const MSG_CMSG_CLOEXEC: i32 = 0x4000_0000;
@@ -141,21 +139,16 @@ impl Within {
                 self.stocks.iter_mut().for_each(|stock| (stock.none, stock.asked) = (true, false));
                 return;
             };
-            let mut count = 0;
-            for (_, _, payload) in sys::controls(control.get(..len).unwrap_or(&[])) {
-                let fds = payload.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-                let stock = self.stock(kind);
-                let before = stock.fds.len();
-                stock.fds.extend(fds);
-                count = stock.fds.len() - before;
-            }
-            if kind == Kind::Pipe {
-                self.pipes += count / 2;
-            }
             let stock = self.stock(kind);
+            let before = stock.fds.len();
+            stock.fds.extend(rights::passed(control.get(..len).unwrap_or(&[])));
+            let count = stock.fds.len() - before;
             (stock.asked, stock.late) = (false, false);
             // It says how many there were: some may have been lost on the way, for want of descriptors.
             stock.none = text[1] == 0;
+            if kind == Kind::Pipe {
+                self.pipes += count / 2;
+            }
         }
     }
 
@@ -193,8 +186,8 @@ impl Within {
         };
         let outcome = match outcome {
             Ok(_) => Ok(true),
-            // EINPROGRESS. It is the same kernel, which has answered by now: epoll will tell, in the next breath.
-            Err(115) => Ok(false),
+            // It is the same kernel, which has answered by now: epoll will tell, in the next breath.
+            Err(sys::EINPROGRESS) => Ok(false),
             Err(errno) => Err(errno),
         };
         outcome.map(|done| (sock, done)).map_err(|errno| {
@@ -320,9 +313,7 @@ pub fn serve(channel: Fd) {
             Kind::V6 => maker.sockets(true),
             Kind::Pipe => pipes(),
         };
-        let bytes: Vec<u8> = fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
-        let rights = if fds.is_empty() { Vec::new() } else { sys::control(SOL_SOCKET, SCM_RIGHTS, &bytes) };
-        let sent = sys::sendmsg(channel, &[letter[0], fds.len() as u8], &rights, MSG_NOSIGNAL);
+        let sent = sys::sendmsg(channel, &[letter[0], fds.len() as u8], &rights::pass(&fds), MSG_NOSIGNAL);
         for fd in fds {
             sys::close(fd);
         }
