@@ -12,7 +12,8 @@ from . import _core
 from .errors import CommandTimeout, ContainerClosed, SetupError, SpecError, command_error
 from .image import Image, image_of
 from .process import PIPE, CompletedProcess, Process, check_program
-from .spec import Limits, Mount, StrPath, check, check_name, fall_back, resolve
+from .resolve import fall_back, resolve
+from .spec import Limits, Mount, StrPath, check, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

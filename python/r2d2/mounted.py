@@ -21,7 +21,7 @@ from .container import _capture, _finish
 from .errors import ContainerClosed, SetupError, SpecError, unsupported_error
 from .namespace import plain_spec, start
 from .process import CompletedProcess, Process
-from .spec import _CoreMount, id_map
+from .resolve import CoreMount, id_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -333,7 +333,7 @@ class Overlay:
         return self._point
 
     def _spec(self, proc: str) -> _core.Spec:
-        mount = _CoreMount(
+        mount = CoreMount(
             kind="overlay",
             source=None,
             target=self._target(),

@@ -14,11 +14,13 @@ from . import _core
 from .container import _capture, _finish
 from .errors import SetupError, SpecError, setup_error
 from .process import CompletedProcess, Process, arguments, candidates
-from .spec import StrPath, id_map
+from .resolve import id_map
 from .surroundings import privileged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from .spec import StrPath
 
 __all__ = ["KINDS", "Namespaces", "enter", "inspect", "popen", "unshare"]
 

@@ -56,7 +56,8 @@ class World:
     def _hold(self) -> tuple[Process, int]:
         from r2d2 import namespace
         from r2d2.process import DEVNULL
-        from r2d2.spec import Mount, core_mount
+        from r2d2.resolve import core_mount
+        from r2d2.spec import Mount
 
         spec = namespace.plain_spec(
             self._kinds,
