@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import ahead, plugin
+from . import plugin
 from .recorded import Recorded
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ class Factory:
         self._request = request
         self.containers: list[Recorded] = []
         #: Whether one may be made before its test, and end after it.
-        self._one_each = request.scope == "function" and not plugin.forked()
+        self._ahead = (
+            request.scope == "function" and request.config.getini("r2d2_ahead") and not plugin.forked()
+        )
         if plugin.joins(plugin.keywords(request.node).get("network")):
             request.getfixturevalue("network")  # before the containers, to end after them
 
@@ -35,37 +37,46 @@ class Factory:
             chosen = self._request.getfixturevalue("r2d2_image")
         return Recorded(chosen, **keywords)
 
+    def _keep(self, container: Recorded) -> Recorded:
+        self.containers.append(container)
+        self._request.node.stash.setdefault(plugin.recorded, []).append(container)
+        return container
+
     def __call__(self, image: Any = None, **keywords: Any) -> Container:
         """``container_factory``."""
         keywords = plugin.keywords(self._request.node) | keywords
         if plugin.joins(keywords.get("network")):
             keywords["network"] = self._request.getfixturevalue("network")
         with plugin.refusals(self._request.config):
-            container = self._new(image, keywords)
-            self.containers.append(container)
-            self._request.node.stash.setdefault(plugin.recorded, []).append(container)
-            return container.start()
+            return self._keep(self._new(image, keywords)).start()
         raise AssertionError  # refused: a skip or a failure was raised
 
     def first(self) -> Container:
-        """The container of a test; then the next test's is begun."""
+        """The container of a test; then the next test's is begun, where that is asked for."""
         keywords = plugin.keywords(self._request.node)
-        if not self._one_each or plugin.joins(keywords.get("network")):
+        if not self._ahead or plugin.joins(keywords.get("network")):
             return self()
+        from . import ahead
+
         with plugin.refusals(self._request.config):
             container = self._new(None, keywords)
             around = ahead.surroundings()
             if (ready := ahead.take(container, around)) is not None:
-                container = ready
-            self.containers.append(container)
-            self._request.node.stash.setdefault(plugin.recorded, []).append(container)
-            if ready is None:
-                container.start()
+                container = self._keep(ready)
+            else:
+                self._keep(container).start()
         following = _following(self._request.node)
         ahead.prepare(
             None if following is None else lambda: self._new(None, plugin.keywords(following)), around
         )
         return container
+
+    def _leave(self, container: Recorded) -> bool:
+        if not self._ahead:
+            return False
+        from . import ahead
+
+        return ahead.leave(self._request.node.nodeid, container)
 
     def close(self) -> None:
         """Ends them, the last one first."""
@@ -73,7 +84,7 @@ class Factory:
         node = self._request.node
         for container in reversed(self.containers):
             try:
-                if not (self._one_each and ahead.leave(node.nodeid, container)):
+                if not self._leave(container):
                     container.stop()
                 for program in container.programs:
                     program.process.poll()  # it has ended, and is not to be taken for forgotten
@@ -88,7 +99,7 @@ class Factory:
 
 def _following(item: pytest.Item) -> pytest.Item | None:
     """The next of the coming tests that wants a container of its own, if it comes soon."""
-    if item.stash.get(plugin.last, True) or not item.config.getini("r2d2_ahead"):
+    if item.stash.get(plugin.last, True):
         return None
     items = item.session.items
     positions = item.session.stash.get(_positions, {})
