@@ -58,10 +58,10 @@ class Image:
         return (Image, (self.kind, self.layers, self.name, self.env))
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Image) and self.__reduce__()[1] == other.__reduce__()[1])
+        return isinstance(other, Image) and self.__reduce__()[1] == other.__reduce__()[1]
 
     def __hash__(self) -> int:
-        return hash((self.kind, self.layers, self.name, self.env))
+        return hash(self.__reduce__()[1])
 
     def __repr__(self) -> str:
         return f"<r2d2.Image {self.name}>"

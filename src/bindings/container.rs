@@ -45,9 +45,9 @@ impl Starting {
 #[pyo3(signature = (spec, first=None))]
 pub(super) fn start(py: Python<'_>, spec: &Spec, first: Option<Py<PyAny>>) -> PyResult<Handle> {
     let mut raised = None;
-    let result = Signals::run(py, |interrupt| {
-        let mut ask = |control: BorrowedFd<'_>| {
-            let Some(first) = &first else { return Ok(()) };
+    let mut ask = first.map(|first| {
+        let raised = &mut raised;
+        move |control: BorrowedFd<'_>| {
             Python::attach(|py| {
                 let starting = Py::new(py, Starting { control: AtomicI32::new(control.as_raw_fd()) })?;
                 let done = first.call1(py, (starting.clone_ref(py),));
@@ -55,13 +55,16 @@ pub(super) fn start(py: Python<'_>, spec: &Spec, first: Option<Py<PyAny>>) -> Py
                 done.map(drop)
             })
             .map_err(|error| {
-                raised = Some(error);
+                *raised = Some(error);
                 Error::Closed { message: "the start was given up".into() }
             })
-        };
-        let plan = Plan::container(&spec.spec)?;
-        core::Container::start(plan, first.is_some().then_some(&mut ask), interrupt)
+        }
     });
+    let result = Signals::run(py, |interrupt| {
+        let first = ask.as_mut().map(|ask| ask as core::First<'_>);
+        core::Container::start(Plan::container(&spec.spec)?, first, interrupt)
+    });
+    drop(ask);
     match raised {
         Some(error) => Err(error),
         None => Ok(Handle { container: result? }),

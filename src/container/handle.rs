@@ -117,7 +117,7 @@ impl Container {
         {
             reaper.join(started.pid)?;
         }
-        let container = Self {
+        Ok(Self {
             pid: started.pid,
             plan,
             trace: started.trace,
@@ -132,8 +132,7 @@ impl Container {
                 stopped: false,
             }),
             owned: AtomicBool::new(true),
-        };
-        Ok(container)
+        })
     }
 
     fn ended(&self) -> MutexGuard<'_, Option<i32>> {
