@@ -13,13 +13,12 @@ use crate::control::{self, Beside, Failure};
 use crate::guard::CAP_NET_ADMIN;
 use crate::joining::{self, Made, Wanted};
 use crate::sandbox;
-use crate::sys::{self, Event, Fd};
+use crate::sys::{self, EPOLLIN, Event, Fd};
 use crate::talk::failed;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 const CONTROL: Fd = 0;
-const EPOLLIN: u32 = 1;
 const GONE: u64 = u64::MAX;
 const LISTEN: u64 = u64::MAX - 1;
 /// How many may be connected at once, besides the owner.

@@ -6,12 +6,14 @@
 
 use crate::address::{self, INET};
 use crate::slirp::host::{Datagram, Fault, Host, Inbox, Parcel, Peek, Pipe, Ready, Sock};
-use crate::sys::{self, EAGAIN, EALREADY, EINPROGRESS, EINTR};
+use crate::sys::{
+    self, EAGAIN, EALREADY, EINPROGRESS, EINTR, EPOLLIN, MSG_DONTWAIT, MSG_NOSIGNAL, SO_RCVBUF, SOL_IP,
+    SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_NODELAY,
+};
 use crate::within::Within;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
-const EPOLLIN: u32 = 0x1;
 const EPOLLPRI: u32 = 0x2;
 const EPOLLOUT: u32 = 0x4;
 const EPOLLERR: u32 = 0x8;
@@ -19,17 +21,11 @@ const EPOLLHUP: u32 = 0x10;
 const EPOLLRDHUP: u32 = 0x2000;
 const EPOLLET: u32 = 1 << 31;
 
-const SOL_IP: i32 = 0;
-const SOL_SOCKET: i32 = 1;
-const SOL_TCP: i32 = 6;
 const SOL_UDP: i32 = 17;
-const SOL_IPV6: i32 = 41;
 const SO_ERROR: i32 = 4;
 const SO_KEEPALIVE: i32 = 9;
 const SO_LINGER: i32 = 13;
-const SO_RCVBUF: i32 = 8;
 const SO_PEEK_OFF: i32 = 42;
-const TCP_NODELAY: i32 = 1;
 const IP_TTL: i32 = 2;
 const IP_RECVERR: i32 = 11;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
@@ -39,9 +35,7 @@ const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
 const AF_UNIX: u16 = 1;
 const MSG_PEEK: i32 = 0x2;
-const MSG_DONTWAIT: i32 = 0x40;
 const MSG_ERRQUEUE: i32 = 0x2000;
-const MSG_NOSIGNAL: i32 = 0x4000;
 
 /// Where a stream's next look starts if it does not say otherwise; a socket that was never asked has none.
 const UNSET: i32 = -1;

@@ -31,6 +31,7 @@ mod host;
 mod interface;
 mod joining;
 mod netlink;
+mod numbers;
 mod packet;
 #[path = "../../sys/raw.rs"]
 mod raw;

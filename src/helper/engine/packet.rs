@@ -10,7 +10,7 @@
 
 use crate::control::Failure;
 use crate::netlink::Netlink;
-use crate::sys::{self, Fd};
+use crate::sys::{self, Fd, SO_RCVBUF, SOL_SOCKET};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The largest window offered to a TCP flow on such a device.
@@ -24,9 +24,7 @@ const ETH_P_ALL: u16 = 3;
 const SOL_PACKET: i32 = 263;
 const PACKET_VNET_HDR: i32 = 15;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
-const SOL_SOCKET: i32 = 1;
 const SO_SNDBUF: i32 = 7;
-const SO_RCVBUF: i32 = 8;
 const SO_RCVBUFFORCE: i32 = 33;
 const SO_SNDBUFFORCE: i32 = 32;
 /// Room for what a window of each of many flows may hold.

@@ -1,11 +1,10 @@
 //! Where captures go: a descriptor that the owner has opened, a regular file or a socket of whole messages.
 
 use crate::slirp::device::Sink;
-use crate::sys::{self, Fd};
+use crate::sys::{self, Fd, SOL_SOCKET};
 use std::io;
 
 const MSG_DONTWAIT_NOSIGNAL: i32 = 0x4040;
-const SOL_SOCKET: i32 = 1;
 const SO_TYPE: i32 = 3;
 
 /// A descriptor to write to; nothing waits for it.

@@ -1,9 +1,8 @@
 //! Descriptors that travel with a message (unix(7), SCM_RIGHTS). Runs wherever a message is sent or received: in the
 //! engine and in its children.
 
-use crate::sys::{self, Fd};
+use crate::sys::{self, Fd, SOL_SOCKET};
 
-const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;
 
 /// What sendmsg(2) is given to pass them on; nothing for none.

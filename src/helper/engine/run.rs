@@ -7,7 +7,7 @@ use crate::slirp::device::{Capabilities, Fault, Faults, Filter, Recorder, Trace}
 use crate::slirp::engine::{BATCH, Engine};
 use crate::slirp::forward::Forward;
 use crate::slirp::time::Time;
-use crate::sys::{self, Event, Fd};
+use crate::sys::{self, EPOLLIN, Event, Fd};
 use crate::tap::{self, Link, Tap};
 use crate::waiting::{self, Waiting};
 use crate::within::{self, Within};
@@ -26,7 +26,6 @@ const LISTEN: u64 = u64::MAX - 4;
 const CLIENT: u64 = u64::MAX - 64;
 /// How many may be connected at once.
 const CLIENTS: usize = 16;
-const EPOLLIN: u32 = 1;
 /// Batches of frames taken before the sockets get their turn.
 const ROUNDS: usize = 4;
 /// How many captures there may be at once.

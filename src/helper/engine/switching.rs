@@ -16,7 +16,7 @@ use crate::slirp::fabric::{Fabric, Hop, Node, Ports};
 use crate::slirp::forward::Forward;
 use crate::slirp::link::Impairment;
 use crate::slirp::time::Time;
-use crate::sys::{self, Event, Fd};
+use crate::sys::{self, EPOLLIN, Event, Fd};
 use crate::waiting::{self, Waiting};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +27,6 @@ const GONE: u64 = u64::MAX - 3;
 /// Tokens of nodes: these and the node's number.
 const FRAMES: u64 = 0xffff_ffff_0001_0000;
 const ENDED: u64 = 0xffff_ffff_0002_0000;
-const EPOLLIN: u32 = 1;
 /// Descriptors kept free of flows.
 const RESERVE: u64 = 4096;
 /// Frames that may wait for the engine, or from it.

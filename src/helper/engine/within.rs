@@ -22,7 +22,9 @@ use crate::address::{self, INET, INET6};
 use crate::guard::CAP_NET_ADMIN;
 use crate::netlink::Netlink;
 use crate::slirp::host::Pipe;
-use crate::sys::{self, Fd, nr};
+use crate::sys::{
+    self, Fd, MSG_DONTWAIT, MSG_NOSIGNAL, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_NODELAY, nr,
+};
 use crate::{attach, rights, sandbox};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -43,18 +45,11 @@ const PATIENCE: usize = 50;
 /// The most descriptors that all this has in the engine, besides sockets that are in use.
 pub const DESCRIPTORS: usize = 2 * (BATCH + LOW) + 2 * MOST_PIPES;
 
-const SOL_IP: i32 = 0;
-const SOL_SOCKET: i32 = 1;
-const SOL_TCP: i32 = 6;
-const SOL_IPV6: i32 = 41;
 const SO_REUSEADDR: i32 = 2;
 const SO_OOBINLINE: i32 = 10;
 const SO_MARK: i32 = 36;
-const TCP_NODELAY: i32 = 1;
 const IP_TRANSPARENT: i32 = 19;
 const IPV6_TRANSPARENT: i32 = 75;
-const MSG_DONTWAIT: i32 = 0x40;
-const MSG_NOSIGNAL: i32 = 0x4000;
 const MSG_CMSG_CLOEXEC: i32 = 0x4000_0000;
 
 /// What the child calls and the engine does not.
