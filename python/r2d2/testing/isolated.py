@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import namespaces, worlds
+from . import private_tmp, worlds
 from .answer import Answer, parse, tell
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _fork(item: pytest.Item, nextitem: pytest.Item | None, options: dict[str, bo
     """Runs the protocol in a fork; when it returns, none of it runs any more, however it was left."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = namespaces.kept(item) if options["tmp"] else []
+    kept = private_tmp.kept(item) if options["tmp"] else []
     try:
         world = worlds.take(options)
     except OSError as error:
@@ -245,7 +245,7 @@ def _listen(
 
 def _refusal(error: OSError) -> str:
     told = str(error) if type(error).__module__ == "r2d2.errors" else f"{error.filename}: {error.strerror}"
-    return f"isolated: {told}; {namespaces.ADVICE}"
+    return f"isolated: {told}; see r2d2.doctor()"
 
 
 def _child(
@@ -284,7 +284,7 @@ def _test(item: pytest.Item, world: worlds.World, kept: list[str], writing: int)
     try:
         try:
             if world.options["tmp"]:
-                namespaces.private_tmp(kept)
+                private_tmp.private_tmp(kept)
         except OSError as error:
             tell(writing, "refused", _refusal(error))
             return 1

@@ -19,7 +19,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from .leaks import children
-from .namespaces import libc, os_error
+from .libc import libc, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

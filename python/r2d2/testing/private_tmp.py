@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import os
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+from .libc import mount
+
 if TYPE_CHECKING:
     import pytest
 
 _MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV = 0x1000, 0x4000, 2, 4
-ADVICE = "see r2d2.doctor()"
-
-
-@functools.cache
-def libc() -> Any:
-    """The C library."""
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def private_tmp(kept: list[str]) -> None:
@@ -29,7 +22,7 @@ def private_tmp(kept: list[str]) -> None:
     mode = os.stat(temporary).st_mode & 0o7777
     here = os.getcwd()
     descriptors = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept]
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")  # noqa: S108
+    mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")  # noqa: S108
     if _below_tmp(temporary):
         os.makedirs(temporary)
         os.chmod(temporary, mode)
@@ -40,7 +33,7 @@ def private_tmp(kept: list[str]) -> None:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "a", encoding="ascii"):
                 pass
-        _mount(f"/proc/self/fd/{descriptor}", path, None, _MS_BIND | _MS_REC)
+        mount(f"/proc/self/fd/{descriptor}", path, None, _MS_BIND | _MS_REC)
         os.close(descriptor)
     with contextlib.suppress(OSError):
         os.chdir(here)  # the same directory, where it is now
@@ -73,18 +66,3 @@ _DIRECTORIES = ("HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", 
 
 def _below_tmp(path: str) -> bool:
     return path.startswith("/tmp/")  # noqa: S108 - a comparison
-
-
-def _mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
-    def encoded(text: str | None) -> bytes | None:
-        return None if text is None else os.fsencode(text)
-
-    arguments = (encoded(source), encoded(target), encoded(fstype), ctypes.c_ulong(flags), encoded(data))
-    if libc().mount(*arguments) != 0:
-        raise os_error(f"mount {target}")
-
-
-def os_error(what: str) -> OSError:
-    """The error of the C library's last call (errno(3))."""
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), what)
