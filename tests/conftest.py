@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
     from _host import Host
     from r2d2 import slirp
+
+
+def pytest_configure() -> None:
+    """Signals that nohup(1), or a shell's ``&``, left ignored would be ignored by all programs, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # caught: execve(2) makes the default of it
 
 
 @pytest.fixture(scope="session")

@@ -244,6 +244,26 @@ except ConnectionResetError: print("reset", flush=True)
         assert until(lambda: not network.flows())
 
 
+@pytest.mark.parametrize("splice", [True, False])
+def test_data_before_a_reset_arrives(guest: int, splice: bool) -> None:
+    """Last words are heard, however their speaker ends."""
+    code = f"""
+l = socket.create_server(("0.0.0.0", 80)); print("ready", flush=True)
+while True: s = l.accept()[0]; s.recv(3); s.sendall(bytes(10_000)); {RESET}
+"""
+    with slirp.attach(guest, splice=splice) as network, serving(guest, code):
+        port = network.add_port(0, 80)
+        for _ in range(50):
+            with dial(port) as client:
+                client.sendall(b"hey")
+                heard = 0
+                with pytest.raises(ConnectionResetError):
+                    while data := client.recv(1 << 16):
+                        heard += len(data)
+                assert heard == 10_000
+        assert carried(network) == (50, 50 * splice)
+
+
 def test_urgent_data_holds_nothing_up(guest: int) -> None:
     """The client's urgent byte is passed over, as over the interface; what stands around it arrives."""
     code = """
@@ -366,25 +386,33 @@ with slirp.attach({guest}, splice=True) as network:
                 try:
                     each.settimeout(20); each.sendall(b"x")
                     line = each.makefile("rb").readline()
-                    well += line == b"10.0.2.2 %d\\n" % each.getsockname()[1]
-                except OSError: pass
+                    heard = line == b"10.0.2.2 %d\\n" % each.getsockname()[1]
+                    well += heard
+                except OSError: heard = False
             process.stdin.write("tell\\n"); process.stdin.flush()
             stats = json.loads(process.stdout.readline())
             process.stdin.close()
         for each in held: each.close()
-        return stats | {"well": well}
-print(json.dumps([round(1600, 1000), round(350, 100)]))
+        return stats | {"well": well, "newest": heard}
+print(json.dumps([round(1600, 1000), round(350, 100), round(900, 1000)]))
 """
 
 
 def test_a_thousand_connections_with_few_descriptors() -> None:
-    """Some go around, the others over the interface; none is lost, and with too few none goes around."""
+    """Some go around, the others over the interface; none is lost, and with too few none goes around.
+
+    Where there are more than the engine can have at all, the longest idle are reset, the newest work.
+    """
     facts: Any = owner(f"SERVER = {SERVER!r}\n{KEEPING}{FEW}")
-    many, few = facts
+    many, few, flood = facts
     assert (many["well"], many["shed"], many["tcp_in"]) == (1000, 0, 1000), many
     assert 300 <= many["tcp_spliced"] <= 400
     assert many["tcp_unspliced"] == 1000 - many["tcp_spliced"]
     assert (few["well"], few["shed"], few["tcp_spliced"]) == (100, 0, 0), few
+    assert flood["newest"]
+    assert flood["shed"] > 100
+    assert flood["tcp_spliced"] > 100
+    assert flood["well"] >= 1000 - flood["shed"], flood  # some were greeted before
 
 
 def test_slow_readers_wait_without_harm_to_others(guest: int) -> None:
