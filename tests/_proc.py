@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,20 @@ def stat(pid: int | str) -> tuple[str, str, int] | None:
     name, _, rest = text.partition("(")[2].rpartition(")")
     fields = rest.split()
     return name, fields[0], int(fields[1])
+
+
+def _run(pid: int | str) -> str | None:
+    """Which run of the suite a process belongs to: .ci/run has two, each with control groups of its own."""
+    try:
+        found = re.search(r"/(r2d2-ci-\w+-\w+)", Path(f"/proc/{pid}/cgroup").read_text())
+    except OSError:
+        return None
+    return found and found[1]
+
+
+def strange(pid: int) -> bool:
+    """Whether a process belongs to the run beside this one."""
+    return (run := _run(pid)) is not None and run != _run("self")
 
 
 def ended(pid: int | str) -> bool:

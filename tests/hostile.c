@@ -35,7 +35,8 @@ static void say(const char *what, int pid, const char *file) {
         close(fd);
     }
     snprintf(line, sizeof line, "%s %d %s %s\n", what, pid, name, file);
-    if (strstr(said, line) || strlen(said) + strlen(line) + 1 > sizeof said) return;
+    if (strstr(said, line)) return;
+    if (strlen(said) + strlen(line) + 1 > sizeof said) said[0] = 0; /* rather twice than never */
     strcat(said, line);
     fputs(line, stdout);
     fflush(stdout);

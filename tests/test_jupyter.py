@@ -416,6 +416,10 @@ def kernel(_places: None, image: r2d2.Image) -> Iterator[Kernel]:
         kernel.close()
 
 
+#: How long a program sleeps that no other run of this suite has: three such numbers.
+LONG = 10**8 + 10 * os.getpid()
+
+
 def commands() -> list[str]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -438,13 +442,13 @@ def test_output_streams(kernel: Kernel, tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["lab", ""])
 def test_interrupting_a_cell_kills_it_and_not_the_kernel(kernel: Kernel, where: str) -> None:
     kernel.run("kept = 42")
-    number = kernel.start(f"%%container {where}\nsleep 98765 & echo started; sleep 98766", "started\n")
-    assert until(lambda: sum("sleep 9876" in command for command in commands()) >= 2)
+    number = kernel.start(f"%%container {where}\nsleep {LONG} & echo started; sleep {LONG + 1}", "started\n")
+    assert until(lambda: sum(f"sleep {LONG // 10}" in command for command in commands()) >= 2)
     kernel.manager.interrupt_kernel()
     content = kernel.reply(number)
     assert content["ename"] == "CommandError"
     assert "-9" in content["evalue"] or "SIGKILL" in content["evalue"]
-    assert until(lambda: not any("sleep 9876" in command for command in commands()))
+    assert until(lambda: not any(f"sleep {LONG // 10}" in command for command in commands()))
     assert kernel.run("print(kept, lab.running)") == "42 True\n"
 
 
@@ -540,11 +544,11 @@ def test_a_terminal(browser: Browser, kernel: Kernel) -> None:
     browser.say(type="input", text="stty size\r")
     browser.until(lambda: b"12 34\r\n" in browser.text)
     assert (browser.state["rows"], browser.state["columns"]) == (12, 34)
-    browser.say(type="input", text="sleep 98767\r")
+    browser.say(type="input", text=f"sleep {LONG + 2}\r")
     # Before that the shell itself would take the signal, and sleep go on.
-    assert until(lambda: any(command.startswith("sleep 98767") for command in commands()))
+    assert until(lambda: any(command.startswith(f"sleep {LONG + 2}") for command in commands()))
     browser.say(type="input", text="\x03")
-    assert until(lambda: not any(command.startswith("sleep 98767") for command in commands()))
+    assert until(lambda: not any(command.startswith(f"sleep {LONG + 2}") for command in commands()))
     browser.say(type="input", codes=[*b"exit 3\r"])
     browser.until(lambda: browser.state.get("returncode") is not None)
     assert browser.state["returncode"] == 3
