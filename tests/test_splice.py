@@ -221,6 +221,7 @@ except ConnectionResetError: print("reset", flush=True)
         port = network.add_port(0, 80)
         with dial(port) as client:
             client.sendall(b"hey")
+            assert until(lambda: carried(network) == (1, 1))
             assert until(lambda: not network.flows() or not full, 20)
 
             def hear() -> None:
