@@ -205,10 +205,7 @@ impl Builder {
                 self.push(Op::File { at: Place::Host(file.clone()), mode: 0o600, text: Vec::new() });
                 self.push(Op::Probe(Probe::Attribute(file)));
             }
-            "overlay" => {
-                let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
-                self.overlay(Method::of_release(&release.unwrap_or_default()))?;
-            }
+            "overlay" => self.overlay(Method::here())?,
             "lowerdir+" => self.overlay(Method::Append)?,
             "proc" => {
                 self.enter(&[Mount, Pid])?;

@@ -29,21 +29,22 @@
 //!   upper's mode: it becomes an empty private directory instead.
 //! - *rename(2) across parts* is `EXDEV`, as across any mounts; mv(1) copies.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
-use nix::unistd::{AccessFlags, faccessat, getegid, geteuid, getgroups};
+use nix::unistd::{AccessFlags, Gid, faccessat, getegid, geteuid, getgroups};
 
 use super::filesystems::unfit;
 use super::mountinfo::{self, Mount};
 use crate::error::{Error, Result};
+use crate::sys::dirents;
 
 /// Directories that a container gets fresh: kernel file systems, and the host's sockets and temporary files.
 pub const PRIVATE: &[&str] = &["/proc", "/sys", "/dev", "/tmp", "/run"];
@@ -159,7 +160,7 @@ pub fn host(exclude: &[PathBuf], user_namespace: bool) -> Result<Layout> {
         mounted: mounts.iter().map(|mount| (mount.point.as_path(), mount)).collect(),
         split: split_points(&mounts, &excluded),
         excluded: &excluded,
-        viewer: Viewer::new(user_namespace)?,
+        viewer: Viewer::new(user_namespace),
     };
     walk.run()
 }
@@ -178,14 +179,19 @@ struct Viewer {
     user_namespace: bool,
     uid: u32,
     gid: u32,
-    groups: Vec<u32>,
+    /// Asked for when a directory is met that needs them.
+    groups: OnceCell<Vec<Gid>>,
 }
 
 impl Viewer {
-    fn new(user_namespace: bool) -> Result<Self> {
-        let groups = getgroups().map_err(|errno| step("getgroups", errno, Path::new("/")))?;
-        let groups = groups.into_iter().map(nix::unistd::Gid::as_raw).collect();
-        Ok(Self { user_namespace, uid: geteuid().as_raw(), gid: getegid().as_raw(), groups })
+    fn new(user_namespace: bool) -> Self {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        Self { user_namespace, uid, gid, groups: OnceCell::new() }
+    }
+
+    fn is_in(&self, group: u32) -> bool {
+        let groups = || self.groups.get_or_init(|| getgroups().unwrap_or_default());
+        group == self.gid || groups().contains(&Gid::from_raw(group))
     }
 
     /// Capabilities over an inode need both of its ids mapped (`capable_wrt_inode_uidgid`).
@@ -202,7 +208,7 @@ impl Viewer {
             // The caller reads anything, by a capability that ends at the namespace's border.
             let class = if stat.st_uid == 0 {
                 6
-            } else if stat.st_gid == self.gid || self.groups.contains(&stat.st_gid) {
+            } else if self.is_in(stat.st_gid) {
                 3
             } else {
                 0
@@ -235,7 +241,7 @@ impl Walk<'_> {
                     continue;
                 }
             };
-            let names = names(&handle).map_err(|errno| step("getdents64", errno, &dir))?;
+            let names = names(handle.as_fd()).map_err(|errno| step("getdents64", errno, &dir))?;
             for name in names {
                 let name = OsStr::from_bytes(name.to_bytes());
                 self.child(handle.as_fd(), &dir.join(name), name, &mut layout, &mut todo);
@@ -343,15 +349,12 @@ fn file_type(stat: &FileStat) -> SFlag {
 }
 
 /// The names in a directory, sorted, without `.` and `..`.
-fn names(dir: &OwnedFd) -> nix::Result<Vec<CString>> {
-    let mut stream = Dir::openat(dir, ".", READ_DIR, Mode::empty())?;
+fn names(dir: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
     let mut names = Vec::new();
-    for entry in stream.iter() {
-        let name = entry?.file_name().to_owned();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name);
-        }
-    }
+    dirents::each(dir, |name| {
+        names.push(name.to_owned());
+        true
+    })?;
     names.sort_unstable();
     Ok(names)
 }
@@ -365,7 +368,12 @@ fn is_empty(parent: BorrowedFd<'_>, name: &OsStr, stat: &FileStat) -> bool {
     let Ok(dir) = openat(parent, name, READ_DIR, Mode::empty()) else {
         return false;
     };
-    names(&dir).is_ok_and(|names| names.is_empty())
+    let mut empty = true;
+    let seen = dirents::each(dir.as_fd(), |_| {
+        empty = false;
+        false
+    });
+    seen.is_ok() && empty
 }
 
 fn step(syscall: &'static str, errno: Errno, path: &Path) -> Error {

@@ -1,4 +1,4 @@
-//! Options of an overlay mount, as plain data ready to hand to the kernel. Pure: nothing here makes a system call,
+//! Options of an overlay mount, as plain data ready to hand to the kernel. Pure but for [`Method::here`], a uname(2),
 //! so it runs in the calling process and its strings are finished before any child exists.
 //!
 //! Three ways lead into the kernel, each with its own escaping and its own limit (all tried on 6.18 by
@@ -24,6 +24,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::mountinfo::{self, Mount};
 use crate::error::{Errno, Error, Result};
@@ -71,6 +72,15 @@ pub enum Method {
 }
 
 impl Method {
+    /// What the running kernel understands.
+    pub fn here() -> Self {
+        static HERE: OnceLock<Method> = OnceLock::new();
+        *HERE.get_or_init(|| {
+            let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
+            Self::of_release(&release.unwrap_or_default())
+        })
+    }
+
     /// What the kernel of this `uname -r` understands: `6.18.44-fc` is [`Method::Append`].
     pub fn of_release(release: &str) -> Self {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));

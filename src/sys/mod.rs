@@ -6,6 +6,7 @@
 pub mod path;
 
 pub mod clone;
+pub mod dirents;
 pub mod features;
 pub mod filecall;
 pub mod memfd;

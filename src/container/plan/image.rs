@@ -34,9 +34,7 @@ impl Builder<'_> {
             redirect: false,
         };
         options.check()?;
-        let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
-        let method = options::Method::of_release(&release.unwrap_or_default());
-        settings(&options.plan(method, 0)?)
+        settings(&options.plan(options::Method::here(), 0)?)
     }
 
     /// What vanishes with the container is never synced to disk. A tmpfs is on none, and there the mark that `volatile`
@@ -197,6 +195,9 @@ impl Builder<'_> {
     /// Overlayfs refuses a layer that lies in another (ELOOP), as snapshots in `~/.cache` lie in the host's home
     /// directory. Seen through an overlay of its own, the outer one is another file system's.
     fn set_apart(&mut self, lowers: &mut [PathBuf], name: &Path) -> Result<()> {
+        if lowers.len() < 2 {
+            return Ok(());
+        }
         let real: Vec<_> =
             lowers.iter().map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone())).collect();
         let holds_another =
