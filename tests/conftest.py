@@ -80,6 +80,7 @@ def _warm(image: r2d2.Image, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A cache of our own; and what r2d2 opens once for good is open before anybody counts."""
     patch = pytest.MonkeyPatch()
     patch.setenv("R2D2_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.delenv("VIRTUAL_ENV", raising=False)  # perhaps another one than this, which IPython warns of
     r2d2.run(["true"], image=image, stdin=subprocess.DEVNULL)
     process._null()
     with pytest.raises(r2d2.SetupError):

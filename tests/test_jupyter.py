@@ -378,7 +378,13 @@ class Kernel:
             content = message["content"]
             pieces.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
 
-        reply = self.client.execute_interactive(code, timeout=60, output_hook=note)
+        reply = {"content": {"status": "aborted"}}
+        # After an error a kernel aborts what comes too soon, without having looked at it.
+        for _ in range(50):
+            reply = self.client.execute_interactive(code, timeout=60, output_hook=note)
+            if reply["content"]["status"] != "aborted":
+                break
+            time.sleep(0.02)
         assert reply["content"]["status"] == "ok", reply["content"]
         return "".join(pieces)
 

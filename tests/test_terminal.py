@@ -134,6 +134,23 @@ def test_nothing_leaks(container: r2d2.Container) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_nobody_writes_to_the_callers_terminal(image: r2d2.Image) -> None:
+    """Not the program's exit status, either: it was for the descriptor whose number standard input had."""
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        for _ in range(300):
+            r2d2.run(["true"], image=image, stdin=theirs, **quiet)
+        with pytest.raises(BlockingIOError):
+            os.read(ours, 100)
+        r2d2.run(["sh", "-c", "echo seen >&0"], image=image, stdin=theirs, **quiet)
+        assert os.read(ours, 100) == b"seen\r\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_shell_from_a_pipe() -> None:
     script = "import r2d2\nwith r2d2.Container() as c: raise SystemExit(c.shell())"
     done = subprocess.run(

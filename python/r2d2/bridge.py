@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import _core, netspec, slirp
 from .errors import SpecError, UnsupportedError, unsupported_error
-from .hints import HINTS
+from .hint_words import HINTS
 
 if TYPE_CHECKING:
     import socket

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
 from .errors import R2d2Error
-from .hints import HINTS
+from .hint_words import HINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -145,6 +145,11 @@ pub fn main(present: &[u8]) -> ! {
 }
 
 impl Init {
+    /// Whether there is such a descriptor of ours. The number of one that is not may be that of one just received.
+    fn has(&self, fd: i32) -> bool {
+        self.present >> fd & 1 == 1
+    }
+
     /// Nothing is started before, but for a program that waits for it.
     fn let_go(&mut self) {
         if let Some(left) = self.left.take() {
@@ -188,9 +193,10 @@ impl Init {
             kernel::close(child.status);
         }
         if child.pid == self.main {
-            // Refused with EBADF where the container is not a detached one: the number is free then.
-            // SAFETY: four bytes on the stack.
-            let _ = unsafe { call(nr::WRITE, [p::FD_EXIT as usize, &raw const code as usize, 4]) };
+            if self.has(p::FD_EXIT) {
+                // SAFETY: four bytes on the stack.
+                let _ = unsafe { call(nr::WRITE, [p::FD_EXIT as usize, &raw const code as usize, 4]) };
+            }
             kernel::exit(if code & 0x7f == 0 { code >> 8 & 0xff } else { 128 + (code & 0x7f) })
         }
     }
@@ -224,7 +230,7 @@ impl Init {
                 }
                 match request.op {
                     p::OP_EXEC => self.exec(&request, len, &fds),
-                    p::OP_ROOT => root(&fds),
+                    p::OP_ROOT => root(&fds, self.has(p::FD_UPPER)),
                     p::OP_SIGNAL => self.kill(&request),
                     p::OP_KEEP => {
                         self.detached = true;
@@ -361,14 +367,14 @@ fn duplicate(fd: i32) -> i32 {
     unsafe { call(nr::FCNTL, [fd as usize, F_DUPFD_CLOEXEC, p::FD_FREE as usize]) }.map_or(-1, |fd| fd as i32)
 }
 
-/// Sends what the owner needs to read the container's files: the root directory and the upper layers'.
+/// Sends what the owner needs to read the container's files: the root directory and, if there is one, the upper layers'.
 /// The answer goes to the socket that came with the request.
-fn root(fds: &[i32; p::FDS]) {
+fn root(fds: &[i32; p::FDS], has_upper: bool) {
     const O_PATH_DIRECTORY: usize = 0o10_200_000;
     // SAFETY: a static string.
     let opened = unsafe { call(nr::OPENAT, [0, c"/".as_ptr() as usize, O_PATH_DIRECTORY | kernel::CLOEXEC]) };
     let Ok(root) = opened else { return };
-    let upper = duplicate(p::FD_UPPER);
+    let upper = if has_upper { duplicate(p::FD_UPPER) } else { -1 };
     let all = [root as i32, upper];
     let count = if upper < 0 { 1 } else { 2 };
     let answer = Status { kind: p::ST_ROOT, value: count as i32, ..Status::default() };
