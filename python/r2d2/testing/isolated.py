@@ -2,7 +2,7 @@
 
 The test's set-up, call and tear-down run in a fork of the process, which has no other thread and so may enter
 a user namespace, where it keeps its user id (with ``root=True``: is root). Real root has none and keeps its
-rights. The test is no PID 1: that is a cat(1), which gets what the test orphans, and when it ends the kernel
+rights. The test is no PID 1: that is r2d2's, which gets what the test orphans, and when it ends the kernel
 kills everything that the test started (pid_namespaces(7)). ``lo`` is up; nothing else is there. /tmp and
 /dev/shm are empty but for what pytest needs of them (pytest's directories, the project, this interpreter).
 
@@ -260,7 +260,6 @@ def _child(
     try:
         # A timeout of the parent's is the parent's to act on.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        world.disown()
         worlds.forget()
         world.join()
         if world.user:

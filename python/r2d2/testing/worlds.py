@@ -1,10 +1,8 @@
 """The namespaces of an isolated test: made by a process that holds them, which the test's fork joins.
 
-A world is a cat(1), PID 1 of its PID namespace, that waits for the end of its input: when whoever has the
-other end closes it, or is killed, everything in the namespace is. It ignores SIGCHLD, so that the kernel
-reaps what is orphaned to it; a shell sees to that, since here it would lose the exit statuses of others. It
-is no fork, which would cost as much as this process is large, but started by ``r2d2.namespace``. The
-namespaces and mounts are taken apart when it ends, not when the test does.
+A world is a PID 1 of ours, as a container has: it reaps what is orphaned to it, and ends when this process
+does, however that ends; then everything in its PID namespace is killed. The namespaces and mounts are taken
+apart when it ends, not when the test does.
 
 While an isolated test runs, its parent has nothing to do: it makes the world of the next one, if that is
 isolated, too. While a test is reported it waits neither for the end of its world, in which nothing runs any
@@ -24,7 +22,7 @@ from .libc import libc, os_error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from r2d2.process import Process
+    from r2d2 import _core
 
 _NS = {
     "mount": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000,
@@ -49,13 +47,11 @@ class World:
         kinds = ["mount", "uts", "ipc", "pid", *(["net"] if options["net"] else [])]
         self._kinds = ["user", *kinds] if self.user else kinds
         self._seen = _surroundings()
-        self._process, self._lifeline = self._hold()
-        self.pid = self._process.pid
-        self._pidfd = self._process.fileno()
+        self._handle = self._hold()
+        self.pid = self._handle.pid
 
-    def _hold(self) -> tuple[Process, int]:
-        from r2d2 import namespace
-        from r2d2.process import DEVNULL
+    def _hold(self) -> _core.Handle:
+        from r2d2 import _core, namespace
         from r2d2.resolve import core_mount
         from r2d2.spec import Mount
 
@@ -66,16 +62,7 @@ class World:
             mounts=[core_mount(Mount(None, _SHM, type="tmpfs"))] if os.path.isdir(_SHM) else [],
             name="isolated",
         )
-        reading, writing = os.pipe()
-        try:
-            command = ["sh", "-c", "trap '' CHLD; exec cat"]
-            process = namespace.start(spec, command, stdin=reading, stdout=DEVNULL, stderr=DEVNULL)
-        except BaseException:
-            os.close(writing)
-            raise
-        finally:
-            os.close(reading)
-        return process, writing
+        return _core.start(spec)
 
     def fits(self, options: dict[str, bool]) -> bool:
         """Whether it is what a new one would be."""
@@ -111,12 +98,8 @@ class World:
         os.close(here)
 
     def _join(self, kinds: list[str]) -> None:
-        if libc().setns(self._pidfd, sum(_NS[kind] for kind in kinds)) != 0:
+        if libc().setns(self._handle.fileno(), sum(_NS[kind] for kind in kinds)) != 0:
             raise os_error(f"setns({', '.join(kinds)})")
-
-    def disown(self) -> None:
-        """In a fork: it lives no longer for this process's sake."""
-        os.close(self._lifeline)
 
     def descendants(self, fork: int) -> list[str]:
         """What runs beside PID 1 and the test itself: name, and PID inside (proc_pid_status(5)).
@@ -137,16 +120,16 @@ class World:
 
     def gone(self) -> bool:
         """Whether nothing of it is left."""
-        return self._process.poll() is not None
+        return self._handle.wait(0) is not None
 
     def end(self, *, wait: bool = True) -> None:
         """Kills all that is in it, and waits for that; if nothing is, ``settle`` may do the waiting."""
         if not self.ended:
-            os.close(self._lifeline)
             self.ended = True
-            self._process.send_signal(signal.SIGKILL)
+            if not self.gone():
+                self._handle.kill(signal.SIGKILL)
         if wait:
-            self._process.wait()
+            self._handle.stop()
         else:
             _ending.append(self)
 
@@ -155,8 +138,6 @@ class World:
 _prepared: list[World] = []
 _ending: list[World] = []
 _forks: list[int] = []
-#: In a fork: what is not its own to wait for, kept lest it be warned of.
-_foreign: list[World] = []
 
 
 def take(options: dict[str, bool]) -> World:
@@ -208,7 +189,6 @@ def _reap(options: int) -> None:
 
 def forget() -> None:
     """In a fork: all of them are the parent's."""
-    _foreign.extend([*_prepared, *_ending])
     _prepared.clear()
     _ending.clear()
     _forks.clear()
