@@ -23,16 +23,19 @@ def stat(pid: int | str) -> tuple[str, str, int] | None:
     return name, fields[0], int(fields[1])
 
 
+_RUN = r"/(r2d2-ci-\w+-\w+)"
+
+
 def _run(pid: int | str) -> str | None:
     """Which run of the suite a process belongs to: .ci/run has two, each with control groups of its own."""
     try:
-        found = re.search(r"/(r2d2-ci-\w+-\w+)", Path(f"/proc/{pid}/cgroup").read_text())
+        found = re.search(_RUN, Path(f"/proc/{pid}/cgroup").read_text())
     except OSError:
         return None
     return found and found[1]
 
 
-def strange(pid: int) -> bool:
+def strange(pid: int | str) -> bool:
     """Whether a process belongs to the run beside this one."""
     return (run := _run(pid)) is not None and run != _run("self")
 
@@ -62,9 +65,14 @@ def cgroups(pattern: str = "r2d2-*") -> set[str]:
             found |= {str(path) for path in Path(fields[4]).glob(pattern)}
             found |= {str(path) for path in Path(fields[4]).glob(f"*/{pattern}")}
             found |= {str(path) for path in Path(fields[4]).glob(f"*/*/{pattern}")}
+    run = _run("self")
     return {
-        path for path in found if not os.path.basename(path).startswith("r2d2-ci-")
-    }  # delegated by .ci/run
+        path
+        for path in found
+        # Delegated by .ci/run, or the affair of the run beside this one.
+        if not os.path.basename(path).startswith("r2d2-ci-")
+        and not ((other := re.search(_RUN, path)) and other[1] != run)
+    }
 
 
 def mounts(pid: int | str = "self") -> list[str]:

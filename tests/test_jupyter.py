@@ -422,7 +422,7 @@ def kernel(_places: None, image: r2d2.Image) -> Iterator[Kernel]:
         kernel.close()
 
 
-#: How long a program sleeps that no other run of this suite has: three such numbers.
+#: How long a program sleeps that no other run of this suite has: ten such numbers.
 LONG = 10**8 + 10 * os.getpid()
 
 
@@ -584,8 +584,8 @@ def test_a_terminal_waits_for_the_browser(browser: Browser, kernel: Kernel) -> N
 
 
 def test_nothing_of_a_terminal_is_left(kernel: Kernel) -> None:
-    browser = Browser(kernel, "t = Terminal(lab, ['sh', '-c', 'sleep 98765'])\nt")
-    assert until(lambda: any("sleep 98765" in command for command in commands()))
+    browser = Browser(kernel, f"t = Terminal(lab, ['sh', '-c', 'sleep {LONG + 3}'])\nt")
+    assert until(lambda: any(f"sleep {LONG + 3}" in command for command in commands()))
     look = (
         "import gc, os; gc.collect()\n"
         "names = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')"
@@ -594,7 +594,7 @@ def test_nothing_of_a_terminal_is_left(kernel: Kernel) -> None:
     )
     kernel.run("t.close()")
     before = kernel.run(look)
-    assert until(lambda: not any("sleep 98765" in command for command in commands()))
+    assert until(lambda: not any(f"sleep {LONG + 3}" in command for command in commands()))
     for _ in range(3):
         kernel.run("t = Terminal(lab, ['sh']); t.close(); t.close()")
     assert kernel.run(look) == before

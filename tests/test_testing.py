@@ -13,7 +13,7 @@ import pexpect
 import pytest
 
 from _needs import needs
-from _proc import until
+from _proc import strange, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -393,7 +393,7 @@ def _running(*args: str) -> list[str]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes() == wanted:
+            if Path(f"/proc/{pid}/cmdline").read_bytes() == wanted and not strange(pid):
                 found.append(pid)
         except OSError:
             continue

@@ -48,6 +48,7 @@ pub fn serve(socket: i32, message: &mut [u8]) -> ! {
                 kernel::send(SOCKET, &answer, &[]);
             }
         }
+        fds.into_iter().filter(|fd| (0..SOCKET).contains(fd)).for_each(kernel::close);
         // SAFETY: no pointer.
         let _ = unsafe { call(nr::CLOSE_RANGE, [SOCKET as usize + 1, u32::MAX as usize, 0]) };
     }

@@ -18,7 +18,10 @@ pub fn each(dir: BorrowedFd<'_>, mut see: impl FnMut(&CStr) -> bool) -> nix::Res
         // SAFETY: the kernel writes at most `room` bytes into `buffer`, which lives as long as the call.
         let filled =
             unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), room) };
-        let filled = Errno::result(filled)? as usize;
+        let filled = match Errno::result(filled) {
+            Err(Errno::ENOENT) => return Ok(()), // removed in the meantime
+            filled => filled? as usize,
+        };
         let mut entries = buffer.get(..filled).unwrap_or_default();
         if entries.is_empty() {
             return Ok(());

@@ -129,7 +129,7 @@ class World:
             if not self.gone():
                 self._handle.kill(signal.SIGKILL)
         if wait:
-            self._handle.stop()
+            self._handle.wait()
         else:
             _ending.append(self)
 
