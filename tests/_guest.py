@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,9 +151,10 @@ for name in {names}:
 
 
 def echo(connection: socket.socket) -> None:
-    """Sends back what comes."""
-    while data := connection.recv(65536):
-        connection.sendall(data)
+    """Sends back what comes; a network that is closed before this has heard the client's end resets it."""
+    with suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            connection.sendall(data)
 
 
 #: The beginning of a program whose host is a namespace of its own: it has 192.0.2.1 to .9, and 2001:db8::9;
