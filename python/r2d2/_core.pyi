@@ -7,7 +7,7 @@ from _typeshed import Incomplete, SupportsGetItem
 from os import PathLike
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["PROFILE", "Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "SpareEngine", "Spawned", "Spec", "Starting", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "spawn", "start", "start_detached"]
+__all__ = ["PROFILE", "Command", "Handle", "Network", "OverlayOptions", "Process", "Root", "Rootfs", "SpareEngine", "Spawned", "Spec", "Starting", "StepInfo", "attach", "build_minimal", "cgroup_report", "enter", "find", "fork_into", "host_layout", "inspect", "is_program", "loaded_by", "overlay_diff", "probe", "read_elf", "setns", "spawn", "start", "start_detached"]
 
 PROFILE: Final[str]
 """
@@ -493,6 +493,12 @@ def find(pid: SupportsIndex, start_time: SupportsIndex, pid_namespace: SupportsI
     or None if there is no such process any more. The caller must close it.
     """
 
+def fork_into(pidfd: SupportsIndex, namespaces: SupportsGetItem[int, str], fork: Any) -> int:
+    """
+    fork(2) whose child is in these namespaces of the process behind `pidfd`, of which one may be a user namespace
+    whatever threads the caller has. `fork` is `os.fork`, or calls it; the result is its own: 0 in the child.
+    """
+
 def host_layout(exclude: SupportsGetItem[int, str | PathLike[str]] = ..., user_namespace: bool = True) -> tuple[list[tuple[str, int, str, str | None, list[tuple[str, int]]]], list[tuple[str, str]]]:
     """
     How this machine's tree becomes a container's root: `(parts, notes)`. A part is `(path, mode, kind, symlink text,
@@ -539,16 +545,24 @@ def read_elf(path: str | PathLike[str]) -> "dict[str, object]":
     Raises `OSError` if the file cannot be read, `ValueError` if it is no ELF file that is read here. Source: elf(5).
     """
 
+def setns(pidfd: SupportsIndex, namespaces: SupportsGetItem[int, str]) -> None:
+    """
+    Moves this thread, which must be its process's only one if one of them is a user namespace, into these namespaces of
+    the process behind `pidfd`: setns(2).
+    """
+
 def spawn(spec: Spec, command: Command, stdio: tuple[SupportsIndex, SupportsIndex, SupportsIndex], *, inner: SupportsGetItem[int, str] = ...) -> Spawned:
     """
     Starts a program in new namespaces, as unshare(1) does: no PID 1 of ours. `inner` are namespaces that it leaves
     without a fork.
     """
 
-def start(spec: Spec, first: Any | None = None) -> Handle:
+def start(spec: Spec, first: Any | None = None, member: Any | None = None) -> Handle:
     """
-    Starts a container. `first` is called with a `Starting` while it is made, to ask for a program that starts with it;
-    what it raises ends the start.
+    Starts a container. Two things are called while it is made, and end the start by what they raise: `first` with a
+    `Starting`, to ask for a program that starts with it; `member` with a pidfd of PID 1, not the callee's to close, to
+    start a child of this process in its namespaces, which exist but need not have their content yet. It says that
+    child's pid; if the start fails afterwards the child is killed and waited for.
     """
 
 def start_detached(spec: Spec, listen: SupportsIndex, exit: SupportsIndex, remove: SupportsGetItem[int, SupportsIndex] | None = None) -> Handle:

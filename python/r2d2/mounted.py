@@ -340,6 +340,7 @@ class Overlay:
             readonly=False,
             recursive=False,
             size=None,
+            keep=[],
             lower=self._lower,
             upper=self._upper,
             work=self._work or self._made or self._planned_work(),

@@ -29,6 +29,7 @@ class CoreMount(NamedTuple):
     readonly: bool
     recursive: bool
     size: int | None
+    keep: list[bytes]
     lower: list[bytes]
     upper: bytes | None
     work: bytes | None
@@ -213,6 +214,7 @@ def core_mount(mount: Mount) -> CoreMount:
         readonly=mount.readonly,
         recursive=mount.recursive,
         size=None if mount.size is None else size_in_bytes(mount.size, "size"),
+        keep=[],
         lower=[_absolute(layer) for layer in mount.lower],
         upper=None if mount.upper is None else _absolute(mount.upper),
         work=None if mount.work is None else _absolute(mount.work),

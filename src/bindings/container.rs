@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 
@@ -39,14 +40,24 @@ impl Starting {
     }
 }
 
-/// Starts a container. `first` is called with a `Starting` while it is made, to ask for a program that starts with it;
-/// what it raises ends the start.
+/// Starts a container. Two things are called while it is made, and end the start by what they raise: `first` with a
+/// `Starting`, to ask for a program that starts with it; `member` with a pidfd of PID 1, not the callee's to close, to
+/// start a child of this process in its namespaces, which exist but need not have their content yet. It says that
+/// child's pid; if the start fails afterwards the child is killed and waited for.
 #[pyfunction]
-#[pyo3(signature = (spec, first=None))]
-pub(super) fn start(py: Python<'_>, spec: &Spec, first: Option<Py<PyAny>>) -> PyResult<Handle> {
-    let mut raised = None;
+#[pyo3(signature = (spec, first=None, member=None))]
+pub(super) fn start(
+    py: Python<'_>,
+    spec: &Spec,
+    first: Option<Py<PyAny>>,
+    member: Option<Py<PyAny>>,
+) -> PyResult<Handle> {
+    let raised = Mutex::new(None);
+    let give_up = |error| {
+        *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        Error::Closed { message: "the start was given up".into() }
+    };
     let mut ask = first.map(|first| {
-        let raised = &mut raised;
         move |control: BorrowedFd<'_>| {
             Python::attach(|py| {
                 let starting = Py::new(py, Starting { control: AtomicI32::new(control.as_raw_fd()) })?;
@@ -54,20 +65,23 @@ pub(super) fn start(py: Python<'_>, spec: &Spec, first: Option<Py<PyAny>>) -> Py
                 starting.get().control.store(-1, Ordering::Relaxed);
                 done.map(drop)
             })
-            .map_err(|error| {
-                *raised = Some(error);
-                Error::Closed { message: "the start was given up".into() }
-            })
+            .map_err(give_up)
+        }
+    });
+    let mut fork = member.map(|member| {
+        move |pidfd: BorrowedFd<'_>| {
+            Python::attach(|py| member.call1(py, (pidfd.as_raw_fd(),))?.extract(py)).map_err(give_up)
         }
     });
     let result = Signals::run(py, |interrupt| {
         let first = ask.as_mut().map(|ask| ask as core::First<'_>);
-        core::Container::start(Plan::container(&spec.spec)?, first, interrupt)
-    });
-    drop(ask);
-    match raised {
-        Some(error) => Err(error),
-        None => Ok(Handle { container: result? }),
+        let member = fork.as_mut().map(|fork| fork as core::Member<'_>);
+        Ok(core::Container::start_with(Plan::container(&spec.spec)?, first, member, interrupt))
+    })?;
+    drop((ask, fork));
+    match (result, raised.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+        (Err(Error::Closed { .. }), Some(error)) => Err(error),
+        (result, _) => Ok(Handle { container: result? }),
     }
 }
 

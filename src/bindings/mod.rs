@@ -25,7 +25,7 @@ mod _core {
     #[pymodule_export]
     use super::container::{Handle, Starting, attach, find, is_program, start, start_detached};
     #[pymodule_export]
-    use super::namespace::{Spawned, enter, inspect, spawn};
+    use super::namespace::{Spawned, enter, fork_into, inspect, setns, spawn};
     #[pymodule_export]
     use super::overlay::{OverlayOptions, host_layout, overlay_diff};
     #[pymodule_export]

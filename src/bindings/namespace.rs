@@ -9,6 +9,7 @@ use super::errors::Signals;
 use super::process::{Process, seconds};
 use super::spec::{Command, Spec, namespaces as set_of};
 use crate::container::{self as core, Op, Plan};
+use crate::error::{Errno, Error};
 
 /// A program that was started directly in new namespaces.
 #[pyclass(frozen, module = "r2d2._core")]
@@ -85,6 +86,47 @@ pub(super) fn enter(
         core::enter(target, namespaces, &command.command, [stdio.0, stdio.1, stdio.2], interrupt)
     })?;
     Ok(Process { process })
+}
+
+/// fork(2) whose child is in these namespaces of the process behind `pidfd`, of which one may be a user namespace
+/// whatever threads the caller has. `fork` is `os.fork`, or calls it; the result is its own: 0 in the child.
+#[pyfunction]
+pub(super) fn fork_into(
+    py: Python<'_>,
+    pidfd: i32,
+    namespaces: Vec<String>,
+    fork: Py<PyAny>,
+) -> PyResult<i32> {
+    let flags = set_of(&namespaces)?.flags();
+    let mut raised = None;
+    let mut call = || match fork.call0(py).and_then(|pid| pid.extract::<i32>(py)) {
+        Ok(pid) => Some(pid),
+        Err(error) => {
+            raised = Some(error);
+            None
+        }
+    };
+    let forked = crate::sys::fork::fork_into(crate::sys::borrow(&pidfd), flags, &mut call);
+    match (raised, forked) {
+        (Some(error), _) => Err(error),
+        (None, Ok(Some(pid))) => Ok(pid),
+        (None, forked) => {
+            let errno = forked.err().unwrap_or(Errno::ECHILD);
+            let step = format!("fork into namespaces ({})", namespaces.join(", "));
+            Err(Error::step(step, "setns", errno, None::<&str>).into())
+        }
+    }
+}
+
+/// Moves this thread, which must be its process's only one if one of them is a user namespace, into these namespaces of
+/// the process behind `pidfd`: setns(2).
+#[pyfunction]
+pub(super) fn setns(pidfd: i32, namespaces: Vec<String>) -> PyResult<()> {
+    let flags = nix::sched::CloneFlags::from_bits_retain(set_of(&namespaces)?.flags() as i32);
+    nix::sched::setns(crate::sys::borrow(&pidfd), flags).map_err(|errno| {
+        let step = format!("join namespaces ({})", namespaces.join(", "));
+        Error::step(step, "setns", errno, None::<&str>).into()
+    })
 }
 
 /// The namespaces of a process: `[(link, kind, inode)]`, in the order of `ls -l /proc/PID/ns`.

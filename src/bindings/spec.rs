@@ -277,6 +277,7 @@ pub(super) struct MountIn {
     readonly: bool,
     recursive: bool,
     size: Option<u64>,
+    keep: Vec<Vec<u8>>,
     lower: Vec<Vec<u8>>,
     upper: Option<Vec<u8>>,
     work: Option<Vec<u8>>,
@@ -287,7 +288,9 @@ impl MountIn {
     fn mount(self) -> Result<Mount> {
         let kind = match (self.kind.as_str(), self.source) {
             ("bind", Some(source)) => MountKind::Bind { source: path(&source), recursive: self.recursive },
-            ("tmpfs", _) => MountKind::Tmpfs { size: self.size },
+            ("tmpfs", _) => {
+                MountKind::Tmpfs { size: self.size, keep: self.keep.iter().map(|kept| path(kept)).collect() }
+            }
             ("overlay", _) => MountKind::Overlay {
                 lower: self.lower.iter().map(|layer| path(layer)).collect(),
                 upper: self.upper.zip(self.work).map(|(upper, work)| (path(&upper), path(&work))),

@@ -317,6 +317,9 @@ impl Child<'_> {
                 }
                 Ok(())
             }
+            Op::Move { from, to } => {
+                self.call(nr::MOVE_MOUNT, [AT_FDCWD, text(from), AT_FDCWD, text(to), 0]).map(drop)
+            }
             Op::Remount { at, attributes } => {
                 let attr = MountAttr { set: *attributes, clear: 0, propagation: 0, userns: 0 };
                 let (dir, name) = self.locate(at)?;

@@ -78,7 +78,7 @@ impl Container {
     /// Starts a container that can be kept: see [`Self::keep`].
     pub fn start_detached(plan: Plan, reach: Reach<'_>, interrupt: Interrupt<'_>) -> Result<Self> {
         pidfd::sweep();
-        Self::begin(plan, None, reach, interrupt)
+        Self::begin(plan, None, None, reach, interrupt)
     }
 
     /// What to remember to [`find`] it again.

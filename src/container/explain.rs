@@ -27,6 +27,7 @@ impl Op {
             }
             Self::Bind { attributes: 0, .. } => "open_tree, move_mount",
             Self::Bind { .. } => "open_tree, mount_setattr, move_mount",
+            Self::Move { .. } => "move_mount",
             Self::Upper { ours: true, .. } | Self::Root { .. } => "openat",
             Self::Upper { .. } => "open_tree",
             Self::PivotRoot => "fchdir, pivot_root, umount2, chdir",

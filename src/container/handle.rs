@@ -61,6 +61,9 @@ pub(super) struct Groups {
 /// Asks for a program that starts with the container, by [`submit`], while the container is made.
 pub type First<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<()>;
 
+/// Starts a child of the caller's in its namespaces, by PID 1's pidfd, while the container is made: the child's pid.
+pub type Member<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<i32>;
+
 /// How a detached container is reached; -1 for what there is not.
 #[derive(Debug, Clone, Copy)]
 pub struct Reach<'a> {
@@ -75,13 +78,24 @@ pub struct Reach<'a> {
 impl Container {
     /// Starts a container, and the first program in it if one is given.
     pub fn start(plan: Plan, first: Option<First<'_>>, interrupt: Interrupt<'_>) -> Result<Self> {
-        Self::begin(plan, first, Reach { listen: -1, exit: -1, remove: None }, interrupt)
+        Self::start_with(plan, first, None, interrupt)
+    }
+
+    /// The same, with a child of the caller's in it.
+    pub fn start_with(
+        plan: Plan,
+        first: Option<First<'_>>,
+        member: Option<Member<'_>>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Self> {
+        Self::begin(plan, first, member, Reach { listen: -1, exit: -1, remove: None }, interrupt)
     }
 
     /// The same, with what a detached one needs.
     pub(super) fn begin(
         plan: Plan,
-        first: Option<First<'_>>,
+        mut first: Option<First<'_>>,
+        mut member: Option<Member<'_>>,
         reach: Reach<'_>,
         interrupt: Interrupt<'_>,
     ) -> Result<Self> {
@@ -107,11 +121,12 @@ impl Container {
             first: first.is_some(),
             ..Descriptors::NONE
         };
-        let started = match first {
-            None => launch::start(&plan, fds, interrupt),
+        let mut meanwhile = |pidfd: BorrowedFd<'_>| {
             // Its request lies in the socket before PID 1 exists: no round trip.
-            Some(first) => launch::start_beside(&plan, fds, &mut || first(control.as_fd()), interrupt),
-        }?;
+            first.as_mut().map_or(Ok(()), |first| first(control.as_fd()))?;
+            member.as_mut().map(|member| member(pidfd)).transpose()
+        };
+        let started = launch::start_beside(&plan, fds, &mut meanwhile, interrupt)?;
         if let Some(reaper) = &reaper
             && plan.subordinate
         {

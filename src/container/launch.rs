@@ -4,7 +4,8 @@
 //! 2. clone(2) with `CLONE_VM` and the namespaces of the plan (`sys::clone`). The child waits (`child`).
 //! 3. The caller writes the id maps and joins the control groups: only a process outside may.
 //! 4. The child is told to go and walks the list. The caller does what else it has to do (`Meanwhile`), and waits until
-//!    the kernel clears `alive`: the child has executed its program, or has ended.
+//!    the kernel clears `alive`: the child has executed its program, or has ended. The namespaces exist by then, but for
+//!    their content.
 //! 5. A failed step is read from [`Shared`], worded, and the child is reaped.
 //!
 //! The calling thread never holds a lock across the clone, and all of its signals are blocked for that moment, so that
@@ -12,13 +13,15 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use super::child::{self, Beside, Hand, Job, NOTE, Shared};
 use super::plan::Plan;
@@ -98,12 +101,13 @@ fn new_enough(release: &str) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST
 }
 
-/// What the caller does while the child is at work; an error of it ends the child.
-pub(super) type Meanwhile<'a> = &'a mut dyn FnMut() -> Result<()>;
+/// What the caller does while the child, of which it gets the pidfd, is at work; an error of it ends the child. The
+/// result is the pid of a child of its own that it has started in the new PID namespace, if it has.
+pub(super) type Meanwhile<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<Option<i32>>;
 
 /// Carries the plan out. On failure nothing of it is left.
 pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> Result<Started> {
-    start_beside(plan, fds, &mut || Ok(()), interrupt)
+    start_beside(plan, fds, &mut |_| Ok(None), interrupt)
 }
 
 /// The same, beside something else.
@@ -190,11 +194,13 @@ pub(super) fn start_beside(
         moment = ended;
     }
     futex_set(&shared.go, if result.is_ok() { 1 } else { 2 });
+    let mut member = None;
     // From here to the end of this loop the child may use our memory: no early return, not by a panic either.
     if result.is_ok() {
-        result = catch_unwind(AssertUnwindSafe(meanwhile)).unwrap_or_else(|_| {
+        let done = catch_unwind(AssertUnwindSafe(|| meanwhile(pidfd.as_fd()))).unwrap_or_else(|_| {
             Err(Error::Closed { message: "panic beside the start of a container".into() })
         });
+        result = done.map(|started| member = started);
         if result.is_err() {
             let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
         }
@@ -228,13 +234,20 @@ pub(super) fn start_beside(
         return Ok(Started { pid, pidfd, trace: trace(&shared), cgroup });
     }
     let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
+    if let Some(member) = member {
+        // PID 1 does not end before all whom it takes with it have been waited for (pid_namespaces(7)).
+        while waitpid(Pid::from_raw(member), None) == Err(Errno::EINTR) {}
+    }
     while let Ok(None) = pidfd::reap(pidfd.as_fd()) {
         let _ = pidfd::wait_readable(&pidfd, None, &pidfd::never);
     }
     if let Some(cgroup) = cgroup {
         let _ = cgroup.remove();
     }
-    result?;
+    // A child that failed on its own is why the caller could do nothing more with it.
+    if errno == 0 {
+        result?;
+    }
     if interrupted {
         return Err(Error::Closed { message: INTERRUPTED.into() });
     }

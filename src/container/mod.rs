@@ -55,7 +55,7 @@ pub use copy::Options as CopyOptions;
 pub use detached::{Identity, find};
 pub use enter::enter;
 pub use files::Files;
-pub use handle::{Container, First, Reach, submit};
+pub use handle::{Container, First, Member, Reach, submit};
 pub use launch::{Spawned, Trace, spawn};
 pub use parts::{Part, PartKind, parts};
 pub use plan::Plan;

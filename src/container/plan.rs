@@ -81,6 +81,7 @@ impl Plan {
             | Op::Mount { at: Place::Host(path) | Place::Root(path), .. }
             | Op::Directory { at: Place::Host(path) | Place::Root(path), .. }
             | Op::File { at: Place::Host(path) | Place::Root(path), .. }
+            | Op::Move { to: path, .. }
             | Op::Root { path } => Some(path),
             Op::Program { candidates, .. } => candidates.last(),
             _ => None,

@@ -113,6 +113,9 @@ impl Op {
             Self::Bind { source, at, recursive, attributes } => {
                 style.bind(source, at, *recursive, *attributes)
             }
+            Self::Move { from, to } => {
+                one(words([&b"mount --move"[..], &quote(from.to_bytes()), &quote(to.to_bytes())]))
+            }
             Self::Remount { at, attributes } => style.at(at, |at| vec![remount(*attributes, at)]),
             Self::Upper { .. } => Shell::Comment(COMMENTS[0]),
             Self::Root { .. } => Shell::Comment(COMMENTS[1]),

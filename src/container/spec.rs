@@ -65,6 +65,8 @@ pub enum MountKind {
     Tmpfs {
         /// Its size in bytes.
         size: Option<u64>,
+        /// Files and directories below the target that stay to be seen in it; for [`Root::Shared`] alone.
+        keep: Vec<PathBuf>,
     },
     /// An overlay (the lab's rows 10 to 12).
     Overlay {

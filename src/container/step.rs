@@ -121,6 +121,13 @@ pub enum Op {
         /// `MOUNT_ATTR_…` to set, on all of them.
         attributes: u64,
     },
+    /// Move a mount, with those below it.
+    Move {
+        /// Its place on the host.
+        from: CString,
+        /// Its new place there.
+        to: CString,
+    },
     /// Change what a mount allows.
     Remount {
         /// Which.
@@ -247,6 +254,9 @@ impl Op {
             Self::Mount { fstype, at, .. } => format!("mount {} on {at}", fstype.to_string_lossy()),
             Self::Bind { source, at, .. } if source == at => format!("bind {at} onto itself"),
             Self::Bind { source, at, .. } => format!("bind {source} on {at}"),
+            Self::Move { from, to } => {
+                format!("move the mount of {} to {}", from.to_string_lossy(), to.to_string_lossy())
+            }
             Self::Remount { at, .. } => format!("remount {at}"),
             Self::Upper { .. } => "keep the upper layer within reach".into(),
             Self::Root { path } => format!("take {} as the new root", path.to_string_lossy()),

@@ -290,7 +290,7 @@ fn fixed() -> Spec {
         hostname: Some(b"r2d2".to_vec()),
         etc: Vec::new(),
         mounts: vec![Mount {
-            kind: MountKind::Tmpfs { size: Some(1 << 20) },
+            kind: MountKind::Tmpfs { size: Some(1 << 20), keep: Vec::new() },
             target: "/a b".into(),
             readonly: true,
         }],
@@ -300,6 +300,33 @@ fn fixed() -> Spec {
         no_new_privs: true,
         clock_offsets: None,
     }
+}
+
+#[test]
+fn a_tmpfs_covers_what_it_keeps_only_when_that_is_in_it() {
+    let mut spec = fixed();
+    spec.namespaces = spec.namespaces.without(Kind::Net);
+    spec.root = Root::Shared;
+    spec.proc = Proc::Absent;
+    let keep = vec!["/usr/bin".into()];
+    spec.mounts[0].kind = MountKind::Tmpfs { size: None, keep };
+    let keeping = |target: &str| {
+        let mut spec = spec.clone();
+        spec.mounts[0].target = target.into();
+        Plan::container(&spec)
+    };
+    let titles: Vec<_> = keeping("/usr").unwrap().steps.iter().map(|step| step.op.title()).collect();
+    let expected = "\
+mount tmpfs on /mnt
+make directory /mnt/bin
+bind /usr/bin on /mnt/bin
+move the mount of /mnt to /usr";
+    assert!(titles.join("\n").contains(expected), "{titles:#?}");
+    let error = keeping("/etc").unwrap_err().to_string();
+    assert!(error.contains("/usr/bin: kept in a tmpfs on /etc, but not below that"), "{error}");
+    spec.root = Root::Empty;
+    let error = Plan::container(&spec).unwrap_err().to_string();
+    assert!(error.contains("mount target /a b: nothing of the image can be kept in a tmpfs"), "{error}");
 }
 
 #[test]

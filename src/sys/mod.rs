@@ -9,6 +9,7 @@ pub mod clone;
 pub mod dirents;
 pub mod features;
 pub mod filecall;
+pub mod fork;
 pub mod memfd;
 pub mod pidfd;
 pub mod raw;

@@ -7,15 +7,18 @@ import marshal
 import os
 import signal
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Answer:
-    """What came back from the fork."""
+    """What came back from the fork; reports and warnings go to ``deliver``. What that raises is kept."""
 
-    def __init__(self) -> None:
-        self.reports: list[dict[str, Any]] = []
-        self.warnings: list[dict[str, Any]] = []
+    def __init__(self, deliver: Callable[[str, dict[str, Any]], None]) -> None:
+        self._deliver = deliver
+        self.raised: BaseException | None = None
         self.left: list[str] = []
         self.refused: str | None = None
         self.exit: tuple[str, int | None] | None = None
@@ -24,10 +27,8 @@ class Answer:
 
     def take(self, kind: str, value: Any) -> None:
         """One message."""
-        if kind == "report":
-            self.reports.append(value)
-        elif kind == "warning":
-            self.warnings.append(value)
+        if kind in ("report", "warning"):
+            self._hand_over(kind, value)
         elif kind == "left":
             self.left = value
         elif kind == "refused":
@@ -36,6 +37,13 @@ class Answer:
             self.exit = (value[0], value[1])
         elif kind == "complete":
             self.complete = True
+
+    def _hand_over(self, kind: str, value: dict[str, Any]) -> None:
+        if self.raised is None:
+            try:
+                self._deliver(kind, value)
+            except BaseException as error:  # noqa: BLE001 - for later: the fork runs on
+                self.raised = error
 
     def crash(self) -> str:
         """How the test's process ended, when it should not have."""

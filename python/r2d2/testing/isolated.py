@@ -22,11 +22,11 @@ assertions are rewritten as ever. Limits:
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import posix
 import select
 import signal
-import struct
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -42,15 +42,25 @@ if TYPE_CHECKING:
 
 def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> bool:
     """``pytest_runtest_protocol`` of such a test."""
-    options = _options(mark)
+    wanted = _wanted(item, mark)
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    answer = Answer()
+
+    def deliver(kind: str, data: dict[str, Any]) -> None:
+        if kind == "warning":
+            _replay(item, data)
+        else:
+            report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+            hook.pytest_runtest_logreport(report=report)
+
+    answer = Answer(deliver)
     call = pytest.CallInfo.from_call(
-        lambda: _fork(item, nextitem, options, answer),
+        lambda: _fork(item, nextitem, wanted, answer),
         when="call",
         reraise=(KeyboardInterrupt, pytest.exit.Exception),
     )
+    if answer.raised is not None:
+        raise answer.raised
     if call.excinfo is None and answer.refused is not None:
         reason = answer.refused
         from .plugin import refuse
@@ -58,12 +68,6 @@ def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> b
         call = pytest.CallInfo.from_call(lambda: refuse(item.config, reason), when="setup")
     elif call.excinfo is None and answer.exit is None and not answer.complete:
         call = pytest.CallInfo.from_call(lambda: pytest.fail(answer.crash(), pytrace=False), when="call")
-    for warning in answer.warnings:
-        _replay(item, warning)
-    for report in answer.reports:
-        item.ihook.pytest_runtest_logreport(
-            report=item.config.hook.pytest_report_from_serializable(config=item.config, data=report)
-        )
     if call.excinfo is not None:
         _log(item, call)
     from .plugin import warn_of_leaks
@@ -78,12 +82,13 @@ def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> b
     return True
 
 
-def _options(mark: pytest.Mark) -> dict[str, bool]:
+def _wanted(item: pytest.Item, mark: pytest.Mark) -> worlds.Wanted:
     options = {"root": False, "net": True, "tmp": True}
     unknown = set(mark.kwargs) - set(options)
     if mark.args or unknown:
         raise pytest.UsageError("@pytest.mark.isolated takes root=, net= and tmp= (true or false)")
-    return {name: bool(mark.kwargs.get(name, default)) for name, default in options.items()}
+    root, net, tmp = (bool(mark.kwargs.get(name, default)) for name, default in options.items())
+    return worlds.Wanted(root, net, tmp, private_tmp.kept(item) if tmp else ())
 
 
 def _report(item: pytest.Item, call: pytest.CallInfo[Any]) -> pytest.TestReport:
@@ -136,64 +141,72 @@ def _replay(item: pytest.Item, told: dict[str, Any]) -> None:
 # The fork
 
 
-def _fork(item: pytest.Item, nextitem: pytest.Item | None, options: dict[str, bool], answer: Answer) -> None:
+def _fork(item: pytest.Item, nextitem: pytest.Item | None, wanted: worlds.Wanted, answer: Answer) -> None:
     """Runs the protocol in a fork; when it returns, none of it runs any more, however it was left."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = private_tmp.kept(item) if options["tmp"] else []
-    try:
-        world = worlds.take(options)
-    except OSError as error:
-        answer.take("refused", _refusal(error))
-        return
-    parent = os.getpid()
-    upcoming = nextitem.get_closest_marker("isolated") if nextitem is not None else None
-    try:
-        with contextlib.ExitStack() as stack:
-            answers, writing = _pipe(stack)
-            told, telling = _pipe(stack)
-            # One fork less for root: what this thread starts meanwhile is in the new PID namespace.
-            with contextlib.nullcontext() if world.user else world.lent():
-                if (pid := _os_fork()) == 0:
-                    _child(item, world, kept, writing, telling, parent)
-            os.close(writing)
-            os.close(telling)
+    pid = 0
+    with contextlib.ExitStack() as stack:
+        answers, telling = _pipe(stack)
+        ready, go = _pipe(stack)
 
-            def ended(status: int | None) -> bool:
-                left = world.descendants(pid)
-                if status is None and left:
-                    return False
-                answer.take("left", left)
-                if status is None:
-                    worlds.leave(pid)
-                else:
-                    answer.status = struct.unpack("=i", data)[0] if (data := told.read(4)) else status
-                world.end(wait=bool(left))
-                return True
+        def begin(pidfd: int) -> int:
+            nonlocal pid
+            if (pid := worlds.fork(pidfd)) == 0:
+                go.close()
+                _child(item, wanted, pidfd, ready, telling)
+            return pid
 
-            _listen(answers, pid, answer, meanwhile=lambda: _prepare(upcoming), ended=ended)
-    finally:
-        if not world.ended:  # interrupted
-            world.end()
+        try:
+            world = worlds.take(wanted, begin)
+        except BaseException as error:
+            if pid:
+                _end(pid)
+            if not isinstance(error, OSError):
+                raise
+            answer.take("refused", _refusal(error))
+            return
+        telling.close()
+
+        def ended(status: int | None) -> bool:
+            left = world.descendants(pid)
+            if status is None and left:
+                return False
+            answer.take("left", left)
+            if status is None:
+                worlds.leave(pid)
+            else:
+                answer.status = status
+            world.end(wait=bool(left))
+            return True
+
+        try:
+            go.write(b"\0")
+            _listen(answers, pid, answer, meanwhile=lambda: _prepare(nextitem), ended=ended)
+        finally:
+            if not world.ended:  # interrupted
+                world.end()
 
 
-def _pipe(stack: contextlib.ExitStack) -> tuple[Any, int]:
-    """The reading end as a file, which the stack closes, and the other."""
-    reading, writing = os.pipe()
-    return stack.enter_context(os.fdopen(reading, "rb", buffering=0)), writing
+def _pipe(stack: contextlib.ExitStack) -> tuple[Any, Any]:
+    """Its two ends, closed with the stack."""
+    ends = zip(os.pipe(), ("rb", "wb"), strict=True)
+    reading, writing = (stack.enter_context(os.fdopen(end, mode, buffering=0)) for end, mode in ends)
+    return reading, writing
 
 
-def _prepare(upcoming: pytest.Mark | None) -> None:
+def _prepare(item: pytest.Item | None) -> None:
     """The world of the next test."""
-    if upcoming is not None:
+    if item is not None and (mark := item.get_closest_marker("isolated")) is not None:
         with contextlib.suppress(pytest.UsageError):  # its own to be told
-            worlds.prepare(_options(upcoming))
+            worlds.prepare(_wanted(item, mark))
 
 
-def _os_fork() -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: see above
-        return os.fork()
+def _end(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # it was waited for
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _listen(
@@ -238,55 +251,40 @@ def _listen(
     finally:
         os.close(pidfd)
         if not done:  # interrupted
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _end(pid)
 
 
 def _refusal(error: OSError) -> str:
-    told = str(error) if type(error).__module__ == "r2d2.errors" else f"{error.filename}: {error.strerror}"
-    return f"isolated: {told}; see r2d2.doctor()"
+    return f"isolated: {error}; see r2d2.doctor()"
 
 
-def _child(
-    item: pytest.Item, world: worlds.World, kept: list[str], writing: int, telling: int, parent: int
-) -> None:
-    """The fork. Never returns.
-
-    It enters the world and runs the test; where it is not in the world's PID namespace yet, a fork of its own
-    does, and it tells how that ended.
-    """
+def _child(item: pytest.Item, wanted: worlds.Wanted, pidfd: int, ready: Any, telling: Any) -> None:
+    """The fork. It enters the world when that is ready, and runs the test. Never returns."""
     code = 1
+    writing = telling.fileno()
     try:
         # A timeout of the parent's is the parent's to act on.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        gc.freeze()  # collecting garbage would copy the pages of all that the parent has
         worlds.forget()
-        world.join()
-        if world.user:
-            worlds.die_with_parent(parent)
-            if (pid := os.fork()) != 0:
-                os.close(writing)
-                os.write(telling, struct.pack("=i", os.waitpid(pid, 0)[1]))
-                return
-        os.close(telling)
-        code = _test(item, world, kept, writing)
-        if code == 0 and os._exit is posix._exit and len(os.listdir("/proc/self/task")) == 1:
-            os.closerange(0, 1 << 30)  # all that others could see of it: see _listen
+        temporary = private_tmp.directory() if wanted.tmp else None
+        if ready.read(1):
+            worlds.join(pidfd, wanted)
+            if temporary is not None:
+                os.makedirs(temporary[0], exist_ok=True)
+                os.chmod(*temporary)
+            code = _test(item, writing)
+            if code == 0 and os._exit is posix._exit and len(os.listdir("/proc/self/task")) == 1:
+                os.closerange(0, 1 << 30)  # all that others could see of it: see _listen
     except OSError as error:
         tell(writing, "refused", _refusal(error))
     finally:
         os._exit(code)
 
 
-def _test(item: pytest.Item, world: worlds.World, kept: list[str], writing: int) -> int:
+def _test(item: pytest.Item, writing: int) -> int:
     """The test itself: an exit status."""
     try:
-        try:
-            if world.options["tmp"]:
-                private_tmp.private_tmp(kept)
-        except OSError as error:
-            tell(writing, "refused", _refusal(error))
-            return 1
         from _pytest.runner import runtestprotocol
 
         from . import plugin
@@ -298,8 +296,7 @@ def _test(item: pytest.Item, world: worlds.World, kept: list[str], writing: int)
         # Pytest's own record of warnings is the parent's; its filters hold here, too.
         with warnings.catch_warnings(record=True) as told:
             try:
-                for report in runtestprotocol(item, log=False, nextitem=None):
-                    reports.report(report)
+                runtestprotocol(item, nextitem=None)  # the reports go by the plugin's hook
             except pytest.exit.Exception as error:
                 tell(writing, "exit", [error.msg, error.returncode])
         for each in told:
@@ -343,9 +340,7 @@ def _silence_reporters(config: pytest.Config) -> None:
     from . import plugin
 
     for caller in (config.hook.pytest_runtest_logreport, config.hook.pytest_warning_recorded):
-        for implementation in list(caller.get_hookimpls()):
-            if implementation.plugin is not plugin:
-                caller._remove_plugin(implementation.plugin)
+        caller._hookimpls[:] = [each for each in caller.get_hookimpls() if each.plugin is plugin]
 
 
 def _forget_finalizers(state: Any) -> None:

@@ -8,38 +8,11 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from .libc import mount
-
 if TYPE_CHECKING:
     import pytest
 
-_MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV = 0x1000, 0x4000, 2, 4
 
-
-def private_tmp(kept: list[str]) -> None:
-    """An empty /tmp, into which what is needed of the old one is bound."""
-    temporary = tempfile.gettempdir()
-    mode = os.stat(temporary).st_mode & 0o7777
-    here = os.getcwd()
-    descriptors = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in kept]
-    mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")  # noqa: S108
-    if _below_tmp(temporary):
-        os.makedirs(temporary)
-        os.chmod(temporary, mode)
-    for path, descriptor in descriptors:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            os.makedirs(path, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "a", encoding="ascii"):
-                pass
-        mount(f"/proc/self/fd/{descriptor}", path, None, _MS_BIND | _MS_REC)
-        os.close(descriptor)
-    with contextlib.suppress(OSError):
-        os.chdir(here)  # the same directory, where it is now
-
-
-def kept(item: pytest.Item) -> list[str]:
+def kept(item: pytest.Item) -> tuple[str, ...]:
     """What pytest, the project and this interpreter have below /tmp, outermost only."""
     config = item.config
     paths = [str(config.rootpath), str(config.invocation_params.dir), os.getcwd(), str(item.path.parent)]
@@ -57,7 +30,13 @@ def kept(item: pytest.Item) -> list[str]:
         shared = path == os.path.abspath(tempfile.gettempdir())
         if os.path.exists(path) and not shared and not any(path.startswith(each + "/") for each in found):
             found.append(path)
-    return found
+    return tuple(found)
+
+
+def directory() -> tuple[str, int] | None:
+    """The directory of temporary files, and its mode, if it is one below /tmp: a private one has it, too."""
+    path = os.path.abspath(tempfile.gettempdir())
+    return (path, os.stat(path).st_mode & 0o7777) if _below_tmp(path) else None
 
 
 #: Variables that name directories which programs of the test may need.

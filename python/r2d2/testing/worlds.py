@@ -4,9 +4,11 @@ A world is a PID 1 of ours, as a container has: it reaps what is orphaned to it,
 does, however that ends; then everything in its PID namespace is killed. The namespaces and mounts are taken
 apart when it ends, not when the test does.
 
-While an isolated test runs, its parent has nothing to do: it makes the world of the next one, if that is
-isolated, too. While a test is reported it waits neither for the end of its world, in which nothing runs any
-more, nor for the kernel to free the memory of its fork; before one that is not isolated it does (``settle``).
+The fork is made beside it: it begins as soon as the user and PID namespaces exist, of which it is a member,
+and joins the others when they are ready (``fork``, ``join``). While an isolated test runs, its parent has
+nothing to do: it makes the world of the next one, if that is isolated, too. While a test is reported it waits
+neither for the end of its world, in which nothing runs any more, nor for the kernel to free the memory of its
+fork; before one that is not isolated it does (``settle``).
 """
 
 from __future__ import annotations
@@ -14,99 +16,78 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .leaks import children
-from .libc import libc, os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from r2d2 import _core
 
-_NS = {
-    "mount": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000,
-    "net": 0x40000000,
-}  # fmt: skip
-_PR_SET_PDEATHSIG = 1
 _SHM = "/dev/shm"  # noqa: S108 - mounted over, not written to
+_TMP = "/tmp"  # noqa: S108 - likewise
+
+
+class Wanted(NamedTuple):
+    """What a test wants of its world: to be root, a network, a /tmp of its own, and what that one shows."""
+
+    root: bool
+    net: bool
+    tmp: bool
+    kept: tuple[str, ...] = ()
 
 
 class World:
     """Namespaces, and the process that holds them.
 
+    Args:
+        begin: called with PID 1's pidfd while it is made, to ``fork``; says the child's pid.
+
     Raises:
         OSError: this host cannot have them.
     """
 
-    def __init__(self, options: dict[str, bool]) -> None:
-        self.options = options
+    def __init__(self, wanted: Wanted, begin: Callable[[int], int] | None = None) -> None:
+        self.wanted = wanted
         self.ended = False
-        #: Only root of this user namespace may start a process in the new PID namespace from outside.
-        self.user = os.geteuid() != 0
-        kinds = ["mount", "uts", "ipc", "pid", *(["net"] if options["net"] else [])]
-        self._kinds = ["user", *kinds] if self.user else kinds
-        self._seen = _surroundings()
-        self._handle = self._hold()
+        self._seen = None if begin else _surroundings()
+        self._handle = self._hold(begin)
         self.pid = self._handle.pid
+        #: For a ``fork``.
+        self.pidfd = self._handle.fileno()
 
-    def _hold(self) -> _core.Handle:
+    def _hold(self, begin: Callable[[int], int] | None) -> _core.Handle:
         from r2d2 import _core, namespace
         from r2d2.resolve import core_mount
         from r2d2.spec import Mount
 
+        mounts = []
+        if self.wanted.tmp:
+            kept = [os.fsencode(path) for path in self.wanted.kept]
+            mounts.append(core_mount(Mount(None, _TMP, type="tmpfs"))._replace(keep=kept))
+        if os.path.isdir(_SHM):
+            mounts.append(core_mount(Mount(None, _SHM, type="tmpfs")))
         spec = namespace.plain_spec(
-            self._kinds,
+            [*_first(), *_then(self.wanted)],
             proc="mount",
-            idmap="single" if self.options["root"] else "caller",
-            mounts=[core_mount(Mount(None, _SHM, type="tmpfs"))] if os.path.isdir(_SHM) else [],
+            idmap="single" if self.wanted.root else "caller",
+            mounts=mounts,
             name="isolated",
         )
-        return _core.start(spec)
+        return _core.start(spec, member=begin)
 
-    def fits(self, options: dict[str, bool]) -> bool:
+    def fits(self, wanted: Wanted) -> bool:
         """Whether it is what a new one would be."""
-        return self.options == options and not self.gone() and self._seen == _surroundings()
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """Children that this thread starts are in its PID namespace; later ones in their own again.
-
-        By setns(2); for root. Others join in a fork.
-        """
-        with open("/proc/self/ns/pid", "rb", buffering=0) as own:
-            self._join(["pid"])
-            try:
-                yield
-            finally:
-                if libc().setns(own.fileno(), _NS["pid"]) != 0:
-                    raise os_error("setns(pid)")
-
-    def join(self) -> None:
-        """In a fork, which has one thread: enters all that it has.
-
-        Of the PID namespace only children become members; where it was lent, this process is one already.
-        """
-        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):
-            path = os.readlink(f"/proc/self/fd/{here}")
-        self._join(self._kinds if self.user else [kind for kind in self._kinds if kind != "pid"])
-        try:
-            os.chdir(path)  # the same directory, in the mounts of the new namespace
-        except OSError:
-            os.fchdir(here)
-        os.close(here)
-
-    def _join(self, kinds: list[str]) -> None:
-        if libc().setns(self._handle.fileno(), sum(_NS[kind] for kind in kinds)) != 0:
-            raise os_error(f"setns({', '.join(kinds)})")
+        return self.wanted == wanted and not self.gone() and self._seen == _surroundings()
 
     def descendants(self, fork: int) -> list[str]:
         """What runs beside PID 1 and the test itself: name, and PID inside (proc_pid_status(5)).
 
         What is orphaned moves from the one to the other, so PID 1 is asked last.
         """
-        own = [*sorted(children(fork) if self.user else {fork}), self.pid]
+        own = [fork, self.pid]
         found: dict[int, str] = {}
         waiting = [child for pid in own for child in children(pid)]
         while waiting:
@@ -140,26 +121,27 @@ _ending: list[World] = []
 _forks: list[int] = []
 
 
-def take(options: dict[str, bool]) -> World:
-    """A world that nobody was in; the caller's to end.
+def take(wanted: Wanted, begin: Callable[[int], int]) -> World:
+    """A world that nobody was in; the caller's to end. ``begin`` gets its PID 1's pidfd, to ``fork``.
 
     Raises:
-        OSError: this host cannot have it.
+        OSError: this host cannot have it. If ``begin`` was called, its child has ended.
     """
     world = _prepared.pop() if _prepared else None
     _reap(os.WNOHANG)
     if world is not None:
-        if world.fits(options):
+        if world.fits(wanted):
+            begin(world.pidfd)
             return world
         world.end()
-    return World(options)
+    return World(wanted, begin)
 
 
-def prepare(options: dict[str, bool]) -> None:
+def prepare(wanted: Wanted) -> None:
     """Makes one that ``take`` will return; what is wrong will be said there."""
     with contextlib.suppress(OSError):
         if not _prepared:
-            _prepared.append(World(options))
+            _prepared.append(World(wanted))
 
 
 def leave(fork: int) -> None:
@@ -194,11 +176,45 @@ def forget() -> None:
     _forks.clear()
 
 
-def die_with_parent(parent: int) -> None:
-    """SIGKILL when the parent ends (prctl(2)); if it is not ``parent`` any more, that was already."""
-    libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+def _first() -> list[str]:
+    """The namespaces that a fork is born in: children alone may be in them, or processes without threads."""
+    return ["user", "pid"] if os.geteuid() != 0 else ["pid"]
+
+
+def _then(wanted: Wanted) -> list[str]:
+    """Those that it joins."""
+    return ["mount", "uts", "ipc", *(["net"] if wanted.net else [])]
+
+
+def fork(pidfd: int) -> int:
+    """fork(2): the child is in the user and PID namespaces of this PID 1; the others may not be ready yet."""
+    from r2d2 import _core
+
+    def fork() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # other threads: see ``isolated``
+            return os.fork()
+
+    return _core.fork_into(pidfd, _first(), fork)
+
+
+def join(pidfd: int, wanted: Wanted) -> None:
+    """In a ``fork`` of a world that is ready: enters the other namespaces that it has.
+
+    Raises:
+        OSError: refused.
+    """
+    from r2d2 import _core
+
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    _core.setns(pidfd, _then(wanted))
+    try:
+        os.chdir(
+            os.readlink(f"/proc/self/fd/{here}")
+        )  # the same directory, in the mounts of the new namespace
+    except OSError:
+        os.fchdir(here)
+    os.close(here)
 
 
 def _surroundings() -> tuple[Any, ...]:

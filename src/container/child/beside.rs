@@ -135,6 +135,7 @@ fn files_alone(op: &Op) -> bool {
         | Op::Owner { .. }
         | Op::Symlink { .. }
         | Op::Bind { .. }
+        | Op::Move { .. }
         | Op::Remount { .. }
         | Op::Upper { .. }
         | Op::Root { .. } => true,

@@ -31,18 +31,7 @@ impl Builder<'_> {
             }
         }
         if !shared {
-            let mut so_far = PathBuf::from("/");
-            let parts: Vec<_> = target.components().skip(1).collect();
-            for (i, part) in parts.iter().enumerate() {
-                so_far.push(part);
-                let at = place(&so_far)?;
-                let op = if file && i + 1 == parts.len() {
-                    Op::File { at, mode: 0o644, text: Vec::new() }
-                } else {
-                    Op::Directory { at, mode: 0o755 }
-                };
-                self.push(op, "the mount point, if it is not there");
-            }
+            self.mount_point(Path::new("/"), target.strip_prefix("/").unwrap_or(&target), file, place)?;
         }
         let at = place(&target)?;
         let op = match &mount.kind {
@@ -52,18 +41,15 @@ impl Builder<'_> {
                 recursive: *recursive,
                 attributes: attributes | NOSUID | NODEV,
             },
-            MountKind::Tmpfs { size } => {
-                let mut settings = vec![text(c"mode", "1777")?];
-                if let Some(size) = size {
-                    settings.push(text(c"size", &size.to_string())?);
-                }
-                Op::Mount {
-                    fstype: c"tmpfs".into(),
-                    source: c"tmpfs".into(),
-                    settings,
-                    attributes: attributes | NOSUID | NODEV,
-                    at,
-                }
+            MountKind::Tmpfs { size, keep } if keep.is_empty() => tmpfs(*size, attributes, at)?,
+            MountKind::Tmpfs { size, keep } if shared => {
+                return self.tmpfs_with(keep, &target, |at| tmpfs(*size, attributes, at));
+            }
+            MountKind::Tmpfs { .. } => {
+                return Err(Error::spec(format!(
+                    "mount target {}: nothing of the image can be kept in a tmpfs",
+                    target.display()
+                )));
             }
             MountKind::Overlay { lower, upper, volatile } => {
                 for layer in lower {
@@ -81,6 +67,64 @@ impl Builder<'_> {
         self.push(op, "asked for");
         Ok(())
     }
+
+    /// The directories below `base` that lead to a mount point, and that itself, unless they are there.
+    fn mount_point(
+        &mut self,
+        base: &Path,
+        below: &Path,
+        file: bool,
+        place: impl Fn(&Path) -> Result<Place>,
+    ) -> Result<()> {
+        let (mut so_far, count) = (base.to_owned(), below.components().count());
+        for (i, part) in below.components().enumerate() {
+            so_far.push(part);
+            let at = place(&so_far)?;
+            let op = if file && i + 1 == count {
+                Op::File { at, mode: 0o644, text: Vec::new() }
+            } else {
+                Op::Directory { at, mode: 0o755 }
+            };
+            self.push(op, "the mount point, if it is not there");
+        }
+        Ok(())
+    }
+
+    /// A tmpfs in which some of what it covers is bound. It covers that only when it is complete: until then it lies
+    /// on a directory of which nothing is needed.
+    fn tmpfs_with(
+        &mut self,
+        keep: &[PathBuf],
+        target: &Path,
+        tmpfs: impl Fn(Place) -> Result<Op>,
+    ) -> Result<()> {
+        let stage = self.choose_stage()?;
+        let place = |path: &Path| c(path).map(Place::Host);
+        self.push(tmpfs(place(&stage)?)?, "not on its place yet, which has what shall be kept");
+        for kept in keep {
+            let Ok(below) = kept.strip_prefix(target) else {
+                let (kept, target) = (kept.display(), target.display());
+                return Err(Error::spec(format!("{kept}: kept in a tmpfs on {target}, but not below that")));
+            };
+            let file = fs::metadata(kept)
+                .map_err(|e| Error::io(format!("keep {}", kept.display()), "stat", &e, Some(kept)))
+                .map(|meta| !meta.is_dir())?;
+            self.mount_point(&stage, below, file, place)?;
+            let (source, at) = (place(kept)?, place(&stage.join(below))?);
+            self.push(Op::Bind { source, at, recursive: true, attributes: 0 }, "kept");
+        }
+        self.push(Op::Move { from: c(&stage)?, to: c(target)? }, "asked for");
+        Ok(())
+    }
+}
+
+fn tmpfs(size: Option<u64>, attributes: u64, at: Place) -> Result<Op> {
+    let mut settings = vec![text(c"mode", "1777")?];
+    if let Some(size) = size {
+        settings.push(text(c"size", &size.to_string())?);
+    }
+    let attributes = attributes | NOSUID | NODEV;
+    Ok(Op::Mount { fstype: c"tmpfs".into(), source: c"tmpfs".into(), settings, attributes, at })
 }
 
 /// An absolute path without `.` and `..`.

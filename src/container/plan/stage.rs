@@ -127,7 +127,7 @@ impl Builder<'_> {
                     sources.extend(lower.iter().cloned());
                     sources.extend(upper.iter().flat_map(|(upper, work)| [upper.clone(), work.clone()]));
                 }
-                MountKind::Tmpfs { .. } => {}
+                MountKind::Tmpfs { keep, .. } => sources.extend(keep.iter().cloned()),
             }
         }
         if !spec.namespaces.has(Kind::Net) {
