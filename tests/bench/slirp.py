@@ -3,13 +3,15 @@
     python tests/bench/slirp.py [--runs 3] [--seconds 2] [--only PART,PART] [--with NAME,NAME] [--json FILE]
 
 Everything happens in private namespaces, nothing leaves the machine, and no privilege is needed but for a
-``/dev/net/tun`` that may be opened (else only the packet device is measured). H stands for the host; N is the
-namespace that each engine is attached to in its turn; R is a third one behind a veth pair of H::
+``/dev/net/tun`` that may be opened (else only the packet device is measured). H stands for the host; N is a
+namespace that each engine has of its own; R is a third one behind a veth pair of H::
 
     N ── veth, or bridge, slirp4netns, pasta, r2d2 (tap), r2d2 (packet) ── H ── veth, MTU 1500 ── R
 
-In each run all take turns; figures are medians of the runs, ratios medians of the ratios of each run. Traffic
-is made and measured by a C program (``traffic.c``), by the side that receives. ``put`` is namespace to host,
+All are attached at once and take turns at each figure, since machines change their speed from one second to
+the next: what is compared is measured within a few seconds. Figures are medians of the runs, ratios medians
+of the ratios of each run; many short runs tell more than a few long ones. Traffic is made and measured by a C
+program (``traffic.c``), by the side that receives. ``put`` is namespace to host,
 ``get`` the other way on a connection that the namespace opened, ``in`` a connection from the host to a
 published port. Parts: %(parts)s. Needs a release build (``maturin develop --release``), gcc, ip(8),
 unshare(1), nsenter(1), and a machine that is otherwise quiet.
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 PARTS = ("flows", "latency", "udp", "memory", "peer", "delay", "start")
-ENGINES = ("veth", "bridge", "slirp4netns", "pasta", "tap", "packet")
-#: Where the servers listen, each with the two ports after it; and where those inside are published.
+#: In the order of their turns: what ours is held against comes right before it.
+ENGINES = ("slirp4netns", "pasta", "bridge", "veth", "tap", "packet")
+#: Where the servers listen, each with the two ports after it; and where those inside are published, from
+#: there on for the first engine.
 PORT, PUBLISHED = 5200, 15200
 HELD = 2000
 
@@ -60,9 +64,9 @@ def options(engine: str, mtu: int = 1500, delay: float = 0.0) -> Slirp:
 def worker() -> None:
     """In H: attaches an engine to N as a line says, and tells how long it took; until the input ends."""
     for line in sys.stdin:
-        engine, pid, mtu, delay = line.split()
+        engine, pid, mtu, delay, published = line.split()
         ports = [
-            Publish(PUBLISHED + n, PORT + n, protocol, "127.0.0.1")
+            Publish(int(published) + n, PORT + n, protocol, "127.0.0.1")
             for protocol in ("tcp", "udp")
             for n in range(3)
         ]
@@ -184,20 +188,33 @@ def attached(
         process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(f"{engine} {pid} {mtu} {delay}\n")
+        published = PUBLISHED + 10 * ENGINES.index(engine)
+        process.stdin.write(f"{engine} {pid} {mtu} {delay} {published}\n")
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
             raise SystemExit(f"{engine} did not start")
         began, took, number = map(int, line.split())
         router = "10.210.0.1" if engine == "bridge" else "10.0.2.2"
-        made = Attached(pid, router, "127.0.0.1", PUBLISHED, number)
+        made = Attached(pid, router, "127.0.0.1", published, number)
         made.began, made.took = began, took
         yield made
         process.stdin.write("\n")
         process.stdin.flush()
         made.close_took = int(process.stdout.readline())
         process.stdin.close()
+
+
+@contextmanager
+def all_attached(bench: Bench, engines: list[str], mtu: int = 1500) -> Iterator[dict[str, Attached]]:
+    """A namespace with servers for each of them, in the order of their turns; servers in H, too."""
+    with ExitStack() as stack:
+        stack.enter_context(bench.serving(bench.host))
+        made = {}
+        for engine in sorted(engines, key=ENGINES.index):
+            made[engine] = net = stack.enter_context(attached(bench, engine, mtu))
+            stack.enter_context(bench.serving(net.pid))
+        yield made
 
 
 def tree(pid: int) -> Iterator[int]:
@@ -239,9 +256,9 @@ def flows(bench: Bench, engines: list[str]) -> None:
     """TCP throughput, and the engine's processor time for it."""
     seconds = bench.seconds
     for mtu in (1500, 65520):
-        for engine in engines:
-            with attached(bench, engine, mtu) as net, bench.serving(bench.host), bench.serving(net.pid):
-                for verb in ("put", "get"):
+        with all_attached(bench, engines, mtu) as nets:
+            for verb in ("put", "get"):
+                for engine, net in nets.items():
                     for count in (1, 4):
                         before = processor(net.engine) if net.engine else 0
                         rate = first(bench.ask(net.pid, verb, net.to_host, PORT, seconds, count))
@@ -249,6 +266,7 @@ def flows(bench: Bench, engines: list[str]) -> None:
                         if net.engine and rate and count == 1 and mtu == 1500:
                             spent = processor(net.engine) - before
                             bench.keep(engine, f"cpu {verb}", spent / (rate * seconds))
+            for engine, net in nets.items():
                 rate = first(bench.ask(bench.host, "put", net.to_guest, net.port, seconds, 1))
                 bench.keep(engine, f"in1@{mtu}", rate)
 
@@ -256,15 +274,17 @@ def flows(bench: Bench, engines: list[str]) -> None:
 def latency(bench: Bench, engines: list[str]) -> None:
     """Round trips of one byte, and of whole connections."""
     seconds = min(bench.seconds, 1.5)
-    for engine in engines:
-        with attached(bench, engine) as net, bench.serving(bench.host), bench.serving(net.pid):
-            for way, pid, host, port in (
-                ("out", net.pid, net.to_host, PORT),
-                ("in", bench.host, net.to_guest, net.port),
-            ):
+    with all_attached(bench, engines) as nets:
+        for way in ("out", "in"):
+            ends = {
+                engine: (net.pid, net.to_host, PORT) if way == "out" else (bench.host, net.to_guest, net.port)
+                for engine, net in nets.items()
+            }
+            for engine, (pid, host, port) in ends.items():
                 answer = bench.ask(pid, "ask", host, port, seconds)
                 bench.keep(engine, f"p50 {way}", answer and answer[0])
                 bench.keep(engine, f"p99 {way}", answer and answer[1])
+            for engine, (pid, host, port) in ends.items():
                 bench.keep(engine, f"dial {way}", first(bench.ask(pid, "dial", host, port, seconds, 4)))
 
 
@@ -277,13 +297,16 @@ def udp(bench: Bench, engines: list[str]) -> None:
     (``UDP_SEGMENT``) and take runs (``UDP_GRO``, ``recvmmsg``) into a buffer as large as the system allows;
     so the way between them is the bound.
     """
-    for engine in engines:
-        with attached(bench, engine) as net, bench.serving(bench.host), bench.serving(net.pid):
-            for way, pid, to, host, port in (
-                ("out", net.pid, bench.host, net.to_host, PORT),
-                ("in", bench.host, net.pid, net.to_guest, net.port),
-            ):
-                for verb, name, after in (("flood", "udp", 1), ("bulk", "udp bulk", 2)):
+    with all_attached(bench, engines) as nets:
+        for way in ("out", "in"):
+            for verb, name, after in (("flood", "udp", 1), ("bulk", "udp bulk", 2)):
+                for engine, net in nets.items():
+                    pid, to, host, port = (
+                        (net.pid, bench.host, net.to_host, PORT)
+                        if way == "out"
+                        else (bench.host, net.pid, net.to_guest, net.port)
+                    )
+                    bench.ask(to, "count", PORT + after)  # what another engine brought
                     bench.ask(pid, verb, host, port, bench.seconds, 1400)
                     time.sleep(0.3)
                     answer = bench.ask(to, "count", PORT + after)
@@ -310,17 +333,13 @@ def size(bench: Bench, engines: list[str]) -> None:
 
 def peer(bench: Bench, engines: list[str]) -> None:
     """To a peer behind the host's own link of MTU 1500, beside the host's own connections to it."""
-    with bench.serving(bench.peer):
+    with bench.serving(bench.peer), all_attached(bench, [each for each in engines if each != "veth"]) as nets:
+        # veth would need routes of H: what it gives is the direct figure, in its turn.
+        pids = {engine: net.pid for engine, net in nets.items()} | {"veth": bench.host}
         for verb in ("put", "get"):
-            direct = first(bench.ask(bench.host, verb, "10.77.0.2", PORT, bench.seconds, 1))
-            bench.keep("direct", f"peer {verb}", direct)
-        for engine in engines:
-            if engine == "veth":  # it would need routes of H: what it gives is the direct figure
-                continue
-            with attached(bench, engine) as net:
-                for verb in ("put", "get"):
-                    rate = first(bench.ask(net.pid, verb, "10.77.0.2", PORT, bench.seconds, 1))
-                    bench.keep(engine, f"peer {verb}", rate)
+            for engine in sorted(pids, key=ENGINES.index):
+                rate = first(bench.ask(pids[engine], verb, "10.77.0.2", PORT, bench.seconds, 1))
+                bench.keep("direct" if engine == "veth" else engine, f"peer {verb}", rate)
 
 
 def delay(bench: Bench, engines: list[str]) -> None:
