@@ -147,6 +147,7 @@ def _fork(item: pytest.Item, nextitem: pytest.Item | None, wanted: worlds.Wanted
     sys.stderr.flush()
     pid = 0
     with contextlib.ExitStack() as stack:
+        _reporters(item.config)
         answers, telling = _pipe(stack)
         ready, go = _pipe(stack)
 
@@ -291,7 +292,9 @@ def _test(item: pytest.Item, writing: int) -> int:
 
         reports = _Reports(item.config, writing)
         plugin._forked = reports
-        _silence_reporters(item.config)
+        # Reporters of the parent would print, or speak on the parent's connection.
+        for caller, _, ours in _reporters(item.config):
+            caller._hookimpls = ours
         _forget_finalizers(item.session._setupstate)
         # Pytest's own record of warnings is the parent's; its filters hold here, too.
         with warnings.catch_warnings(record=True) as told:
@@ -335,12 +338,24 @@ class _Reports:
         tell(self._writing, "warning", told)
 
 
-def _silence_reporters(config: pytest.Config) -> None:
-    """Reporters of the parent would print, or speak on the parent's connection: here, only our plugin."""
+def _reporters(config: pytest.Config) -> list[tuple[Any, list[Any], list[Any]]]:
+    """The hooks by which reporters hear of something: whom they call, and which of these are our plugin.
+
+    Made before the fork, where it costs no copies of the pages of all plugins; the lists that are replaced
+    there are kept for the same reason.
+    """
     from . import plugin
 
-    for caller in (config.hook.pytest_runtest_logreport, config.hook.pytest_warning_recorded):
-        caller._hookimpls[:] = [each for each in caller.get_hookimpls() if each.plugin is plugin]
+    if (found := config.stash.get(_REPORTERS, None)) is None:
+        callers: list[Any] = [config.hook.pytest_runtest_logreport, config.hook.pytest_warning_recorded]
+        found = config.stash[_REPORTERS] = [
+            (caller, caller._hookimpls, [each for each in caller.get_hookimpls() if each.plugin is plugin])
+            for caller in callers
+        ]
+    return found
+
+
+_REPORTERS: pytest.StashKey[list[tuple[Any, list[Any], list[Any]]]] = pytest.StashKey()
 
 
 def _forget_finalizers(state: Any) -> None:
