@@ -1,13 +1,13 @@
 """``@pytest.mark.isolated``: a test in mount, PID, network, UTS and IPC namespaces of its own.
 
-The test's set-up, call and tear-down run in a fork of the process, in a user namespace where it keeps its user
-id (with ``root=True``: is root). Real root has none and keeps its rights. The test is no PID 1: that is r2d2's,
-which gets what the test orphans, and when it ends the kernel kills everything that the test started
-(pid_namespaces(7)). ``lo`` is up; nothing else is there. /tmp and /dev/shm are empty but for what pytest needs
-of them (pytest's directories, the project, this interpreter).
+The test's set-up, call and tear-down run in a fork of the process, in a user namespace where it keeps its
+user id (with ``root=True``: is root). Real root has none and keeps its rights. The test is no PID 1: that is
+r2d2's, which gets what the test orphans, and when it ends the kernel kills everything that the test started
+(pid_namespaces(7)). ``lo`` is up; nothing else is there. /tmp and /dev/shm are empty but for what pytest
+needs of them (pytest's directories, the project, this interpreter).
 
-Reports, captured output, warnings, skip, xfail, subtests, ``pytest.exit`` and exceptions come back as data, each
-as soon as it is known; assertions are rewritten as ever. Limits:
+Reports, captured output, warnings, skip, xfail, subtests, ``pytest.exit`` and exceptions come back as data,
+each as soon as it is known; assertions are rewritten as ever. Limits:
 
 - what the test changes in the memory of the process is gone with the fork: module variables, caches,
   ``session`` fixtures that it is the first to use (they end with it, and the next test makes its own);
