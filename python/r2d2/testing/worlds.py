@@ -14,17 +14,20 @@ fork; before one that is not isolated it does (``settle``).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from r2d2 import _core, namespace
+from r2d2.resolve import core_mount
+from r2d2.spec import Mount
+
 from .leaks import children
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from r2d2 import _core
 
 _SHM = "/dev/shm"  # noqa: S108 - mounted over, not written to
 _TMP = "/tmp"  # noqa: S108 - likewise
@@ -53,30 +56,10 @@ class World:
         self.wanted = wanted
         self.ended = False
         self._seen = None if begin else _surroundings()
-        self._handle = self._hold(begin)
+        self._handle = _core.start(_spec(wanted, os.geteuid(), os.getegid()), member=begin)
         self.pid = self._handle.pid
         #: For a ``fork``.
         self.pidfd = self._handle.fileno()
-
-    def _hold(self, begin: Callable[[int], int] | None) -> _core.Handle:
-        from r2d2 import _core, namespace
-        from r2d2.resolve import core_mount
-        from r2d2.spec import Mount
-
-        mounts = []
-        if self.wanted.tmp:
-            kept = [os.fsencode(path) for path in self.wanted.kept]
-            mounts.append(core_mount(Mount(None, _TMP, type="tmpfs"))._replace(keep=kept))
-        if os.path.isdir(_SHM):
-            mounts.append(core_mount(Mount(None, _SHM, type="tmpfs")))
-        spec = namespace.plain_spec(
-            [*_first(), *_then(self.wanted)],
-            proc="mount",
-            idmap="single" if self.wanted.root else "caller",
-            mounts=mounts,
-            name="isolated",
-        )
-        return _core.start(spec, member=begin)
 
     def fits(self, wanted: Wanted) -> bool:
         """Whether it is what a new one would be."""
@@ -176,6 +159,25 @@ def forget() -> None:
     _forks.clear()
 
 
+@functools.lru_cache(maxsize=16)
+def _spec(wanted: Wanted, uid: int, gid: int) -> _core.Spec:
+    """What the core makes a world of, for this user."""
+    del uid, gid  # the id map has them
+    mounts = []
+    if wanted.tmp:
+        kept = [os.fsencode(path) for path in wanted.kept]
+        mounts.append(core_mount(Mount(None, _TMP, type="tmpfs"))._replace(keep=kept))
+    if os.path.isdir(_SHM):
+        mounts.append(core_mount(Mount(None, _SHM, type="tmpfs")))
+    return namespace.plain_spec(
+        [*_first(), *_then(wanted)],
+        proc="mount",
+        idmap="single" if wanted.root else "caller",
+        mounts=mounts,
+        name="isolated",
+    )
+
+
 def _first() -> list[str]:
     """The namespaces that a fork is born in: children alone may be in them, or processes without threads."""
     return ["user", "pid"] if os.geteuid() != 0 else ["pid"]
@@ -188,7 +190,6 @@ def _then(wanted: Wanted) -> list[str]:
 
 def fork(pidfd: int) -> int:
     """fork(2): the child is in the user and PID namespaces of this PID 1; the others may not be ready yet."""
-    from r2d2 import _core
 
     def fork() -> int:
         with warnings.catch_warnings():
@@ -204,8 +205,6 @@ def join(pidfd: int, wanted: Wanted) -> None:
     Raises:
         OSError: refused.
     """
-    from r2d2 import _core
-
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     _core.setns(pidfd, _then(wanted))
     try:
