@@ -9,16 +9,18 @@ import signal
 import struct
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class Answer:
-    """What came back from the fork; reports and warnings go to ``deliver``. What that raises is kept."""
+    """What came back from the fork; reports and warnings go to ``deliver``. An error of that is kept."""
 
     def __init__(self, deliver: Callable[[str, dict[str, Any]], None]) -> None:
         self._deliver = deliver
-        self.raised: BaseException | None = None
+        self.raised: Exception | None = None
         self.left: list[str] = []
         self.refused: str | None = None
         self.exit: tuple[str, int | None] | None = None
@@ -42,7 +44,9 @@ class Answer:
         if self.raised is None:
             try:
                 self._deliver(kind, value)
-            except BaseException as error:  # noqa: BLE001 - for later: the fork runs on
+            except pytest.exit.Exception:
+                raise
+            except Exception as error:  # noqa: BLE001 - for later: the fork runs on
                 self.raised = error
 
     def crash(self) -> str:
