@@ -41,6 +41,8 @@ pub mod nr {
     pub const SETXATTR: usize = 188;
     pub const FSTATFS: usize = 138;
     pub const FUTEX: usize = 202;
+    pub const SCHED_SETAFFINITY: usize = 203;
+    pub const SCHED_GETAFFINITY: usize = 204;
     pub const GETDENTS64: usize = 217;
     pub const CLOCK_GETTIME: usize = 228;
     pub const EXIT_GROUP: usize = 231;
@@ -62,6 +64,7 @@ pub mod nr {
     pub const PIPE2: usize = 293;
     pub const PRLIMIT64: usize = 302;
     pub const SETNS: usize = 308;
+    pub const GETCPU: usize = 309;
     pub const EXECVEAT: usize = 322;
     pub const STATX: usize = 332;
     pub const PIDFD_SEND_SIGNAL: usize = 424;

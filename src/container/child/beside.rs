@@ -261,7 +261,29 @@ impl Child<'_> {
         };
         // SAFETY: the stack is the caller's, unused, and lives like the job until `alive` is cleared; `make` obeys the
         // rules of the child.
-        unsafe { raw::clone_on_stack(&how, make, core::ptr::from_ref(self.job) as usize) }.is_ok()
+        let thread = unsafe { raw::clone_on_stack(&how, make, core::ptr::from_ref(self.job) as usize) };
+        if let Ok(thread) = thread {
+            self.elsewhere(thread);
+        }
+        thread.is_ok()
+    }
+
+    /// Lets the thread run on any processor but ours. Left to itself it begins on ours in most starts of a quiet
+    /// machine, which means: when we have to wait for the first time, and half of the work is done.
+    fn elsewhere(&mut self, thread: usize) {
+        let failed = self.failed;
+        let mut allowed = [0u64; 16]; // as many as a cpu_set_t of glibc has; a larger machine answers EINVAL
+        let mut cpu = 0u32;
+        let set = [size_of_val(&allowed), allowed.as_mut_ptr() as usize];
+        let known = self.call(nr::SCHED_GETAFFINITY, [0, set[0], set[1]]).is_ok()
+            && self.call(nr::GETCPU, [&raw mut cpu as usize, 0, 0]).is_ok();
+        if let (true, Some(word)) = (known, allowed.get_mut(cpu as usize / 64)) {
+            *word &= !(1 << (cpu % 64));
+            if allowed.iter().any(|word| *word != 0) {
+                let _ = self.call(nr::SCHED_SETAFFINITY, [thread, set[0], set[1]]);
+            }
+        }
+        self.failed = failed;
     }
 
     /// The network namespace, made while the caller still writes the id maps, which it does not need.
