@@ -46,6 +46,27 @@ def test_starts_from_eight_threads(image: r2d2.Image) -> None:
     together(8, work)
 
 
+def test_processors_are_the_caller_s(image: r2d2.Image) -> None:
+    """The thread that makes the mounts of a start is sent to another one: nobody else is, and one will do."""
+
+    def allowed(pid: str) -> str:
+        line = container.run(["grep", "Cpus_allowed_list", f"/proc/{pid}/status"], text=True, stdout=-1)
+        return line.stdout.split()[1]
+
+    def mine() -> str:
+        with open("/proc/thread-self/status", encoding="ascii") as file:
+            return next(line.split()[1] for line in file if line.startswith("Cpus_allowed_list"))
+
+    every = os.sched_getaffinity(0)
+    try:
+        for some in (every, {min(every)}):
+            os.sched_setaffinity(0, some)
+            with r2d2.Container(image) as container:
+                assert [allowed("1"), allowed("self")] == [mine()] * 2
+    finally:
+        os.sched_setaffinity(0, every)
+
+
 def test_execs_in_one_container_from_sixteen_threads(image: r2d2.Image) -> None:
     with r2d2.Container(image) as container:
 
