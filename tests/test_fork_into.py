@@ -155,3 +155,20 @@ def test_a_start_that_fails_takes_its_member_along() -> None:
     assert len(pids) == 1
     with pytest.raises(ChildProcessError):
         os.waitpid(pids[0], os.WNOHANG)
+
+
+def test_a_member_does_not_keep_its_world() -> None:
+    """PID 1 ends when all whom it takes along have been waited for: one whose number was lost, too."""
+    pids: list[int] = []
+
+    def member(pidfd: int) -> int:
+        if (pid := _core.fork_into(pidfd, KINDS, os.fork)) == 0:
+            signal.pause()
+        pids.append(pid)
+        return pid
+
+    handle = _core.start(namespace.plain_spec([*KINDS, "mount"], proc="mount", idmap="caller"), member=member)
+    del handle
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pids[0], os.WNOHANG)
+    assert children(os.getpid()) == set()

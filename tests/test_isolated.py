@@ -402,3 +402,40 @@ def test_reports_come_while_it_runs(pytester: pytest.Pytester, run: Callable[...
     result = run()
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["INTERNALERROR> *a broken reporter*"])
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_interrupt_in_the_midst_of_a_fork(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], number: int
+) -> None:
+    """It ends the session, with nothing left: be the world made beside the fork, or before it."""
+    pytester.makeconftest(f"""
+        import os, signal
+
+        here, forks, fork = os.getpid(), [], os.fork
+
+        def interrupted():
+            forks.append(1)
+            if len(forks) == {number}:
+                os.kill(here, signal.SIGINT)
+            return fork()
+
+        os.fork = interrupted
+
+        def pytest_unconfigure(config):
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                print("no child is left")
+    """)
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.parametrize("number", range(5))
+        @pytest.mark.isolated
+        def test_one(number): pass
+    """)
+    result = run("-s")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.assert_outcomes(passed=number - 1)
+    result.stdout.fnmatch_lines(["*KeyboardInterrupt*", "no child is left"])

@@ -45,6 +45,8 @@ pub struct Container {
     pub(super) next: AtomicU64,
     pub(super) ended: Mutex<Option<i32>>,
     pub(super) groups: Mutex<Groups>,
+    /// pidfd of a child of the creator's in it, if one started with it.
+    pub(super) member: Option<OwnedFd>,
     /// It ends with this handle. Not so with a detached one.
     pub(super) owned: AtomicBool,
 }
@@ -146,6 +148,7 @@ impl Container {
                 reapers: reaper.into_iter().collect(),
                 stopped: false,
             }),
+            member: started.member,
             owned: AtomicBool::new(true),
         })
     }
@@ -354,6 +357,7 @@ impl Container {
         self.kill(libc::SIGKILL)?;
         // A frozen process of version 1 dies only when thawed.
         let _ = self.groups().cgroup.as_ref().map(Cgroup::thaw);
+        self.member.as_ref().map(launch::await_member);
         while self.wait(None, &pidfd::never)?.is_none() {}
         Ok(())
     }

@@ -20,8 +20,6 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
 
 use super::child::{self, Beside, Hand, Job, NOTE, Shared};
 use super::plan::Plan;
@@ -68,6 +66,8 @@ pub(super) struct Started {
     pub(super) pidfd: OwnedFd,
     pub(super) trace: Trace,
     pub(super) cgroup: Option<Cgroup>,
+    /// pidfd of the child that [`Meanwhile`] started.
+    pub(super) member: Option<OwnedFd>,
 }
 
 /// What interrupted a start.
@@ -200,7 +200,8 @@ pub(super) fn start_beside(
         let done = catch_unwind(AssertUnwindSafe(|| meanwhile(pidfd.as_fd()))).unwrap_or_else(|_| {
             Err(Error::Closed { message: "panic beside the start of a container".into() })
         });
-        result = done.map(|started| member = started);
+        // That it is not known any more means that somebody waits for all children.
+        result = done.map(|started| member = started.and_then(|pid| pidfd::open(pid).ok()));
         if result.is_err() {
             let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
         }
@@ -231,13 +232,10 @@ pub(super) fn start_beside(
         {
             time_entered(pid);
         }
-        return Ok(Started { pid, pidfd, trace: trace(&shared), cgroup });
+        return Ok(Started { pid, pidfd, trace: trace(&shared), cgroup, member });
     }
     let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
-    if let Some(member) = member {
-        // PID 1 does not end before all whom it takes with it have been waited for (pid_namespaces(7)).
-        while waitpid(Pid::from_raw(member), None) == Err(Errno::EINTR) {}
-    }
+    member.as_ref().map(await_member);
     while let Ok(None) = pidfd::reap(pidfd.as_fd()) {
         let _ = pidfd::wait_readable(&pidfd, None, &pidfd::never);
     }
@@ -254,6 +252,14 @@ pub(super) fn start_beside(
     let step = shared.step.load(Ordering::Relaxed) as usize;
     let name = child::syscall_name(shared.syscall.load(Ordering::Relaxed));
     Err(plan.failure(step, name, Errno::from_raw(errno), note(shared)))
+}
+
+/// Waits for a child of the caller's in the container's PID namespace, whose PID 1 was killed: that one does not end
+/// before all whom it takes along have been waited for (pid_namespaces(7)).
+pub(super) fn await_member(member: &OwnedFd) {
+    while let Ok(None) = pidfd::reap(member.as_fd()) {
+        let _ = pidfd::wait_readable(member, None, &pidfd::never);
+    }
 }
 
 /// Waits until the child is in its time namespace: execve(2) lets the caller go on before it moves the child there

@@ -145,48 +145,60 @@ def _fork(item: pytest.Item, nextitem: pytest.Item | None, wanted: worlds.Wanted
     """Runs the protocol in a fork; when it returns, none of it runs any more, however it was left."""
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = 0
+    forked: list[int] = []
     with contextlib.ExitStack() as stack:
         _reporters(item.config)
         answers, telling = _pipe(stack)
         ready, go = _pipe(stack)
 
-        def begin(pidfd: int) -> int:
-            nonlocal pid
-            if (pid := worlds.fork(pidfd)) == 0:
-                go.close()
-                _child(item, wanted, pidfd, ready, telling)
-            return pid
+        def child(pidfd: int) -> None:
+            go.close()
+            _child(item, wanted, pidfd, ready, telling)
 
         try:
-            world = worlds.take(wanted, begin)
+            world = worlds.take(wanted, lambda pidfd: _begin(pidfd, forked, child))
         except BaseException as error:
-            if pid:
-                _end(pid)
+            _end(forked)
             if not isinstance(error, OSError):
                 raise
             answer.take("refused", _refusal(error))
             return
-        telling.close()
 
         def ended(status: int | None) -> bool:
-            left = world.descendants(pid)
+            left = world.descendants(forked[0])
             if status is None and left:
                 return False
             answer.take("left", left)
             if status is None:
-                worlds.leave(pid)
+                worlds.leave(forked[0])
             else:
                 answer.status = status
             world.end(wait=bool(left))
             return True
 
         try:
+            telling.close()
             go.write(b"\0")
-            _listen(answers, pid, answer, meanwhile=lambda: _prepare(nextitem), ended=ended)
+            _listen(answers, forked[0], answer, meanwhile=lambda: _prepare(nextitem), ended=ended)
         finally:
             if not world.ended:  # interrupted
+                _end(forked)
                 world.end()
+
+
+def _begin(pidfd: int, forked: list[int], child: Callable[[int], None]) -> int:
+    """Forks into a world; the child never returns.
+
+    If it is interrupted nothing of it is left: who made the world would wait in vain for that to end.
+    """
+    try:
+        worlds.fork(pidfd, forked)
+        if forked[0] == 0:
+            child(pidfd)
+    except BaseException:
+        _end(forked)
+        raise
+    return forked[0]
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[Any, Any]:
@@ -203,11 +215,15 @@ def _prepare(item: pytest.Item | None) -> None:
             worlds.prepare(_wanted(item, mark))
 
 
-def _end(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):  # it was waited for
-        if os.waitpid(pid, os.WNOHANG)[0] == 0:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+def _end(forked: list[int]) -> None:
+    """Ends the fork, if there is one; if this is it, itself."""
+    for pid in forked:
+        if pid == 0:
+            os._exit(1)
+        with contextlib.suppress(ChildProcessError):  # it was waited for
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _listen(
@@ -222,7 +238,7 @@ def _listen(
 
     The kernel needs longer to free the memory of a large process than many a test takes. So if the fork has
     said that it is complete, and closed all of its files, ``ended`` is asked without a status whether that
-    will do. When interrupted it kills the fork. ``meanwhile`` is done while it runs.
+    will do. ``meanwhile`` is done while it runs.
 
     It reads not to the end of the pipe at once: the test's own forks have it, too, and ``ended`` kills these.
     """
@@ -251,8 +267,6 @@ def _listen(
                 parse(message, answer)
     finally:
         os.close(pidfd)
-        if not done:  # interrupted
-            _end(pid)
 
 
 def _refusal(error: OSError) -> str:

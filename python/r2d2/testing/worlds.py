@@ -114,7 +114,11 @@ def take(wanted: Wanted, begin: Callable[[int], int]) -> World:
     _reap(os.WNOHANG)
     if world is not None:
         if world.fits(wanted):
-            begin(world.pidfd)
+            try:
+                begin(world.pidfd)
+            except BaseException:
+                world.end()
+                raise
             return world
         world.end()
     return World(wanted, begin)
@@ -188,15 +192,19 @@ def _then(wanted: Wanted) -> list[str]:
     return ["mount", "uts", "ipc", *(["net"] if wanted.net else [])]
 
 
-def fork(pidfd: int) -> int:
-    """fork(2): the child is in the user and PID namespaces of this PID 1; the others may not be ready yet."""
+def fork(pidfd: int, forked: list[int]) -> None:
+    """fork(2): the child is in the user and PID namespaces of this PID 1; the others may not be ready yet.
+
+    Its result is appended to ``forked`` before any signal is handled: whatever that raises, it is known.
+    """
 
     def fork() -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # other threads: see ``isolated``
-            return os.fork()
+            forked.append(os.fork())
+        return forked[-1]
 
-    return _core.fork_into(pidfd, _first(), fork)
+    _core.fork_into(pidfd, _first(), fork)
 
 
 def join(pidfd: int, wanted: Wanted) -> None:
