@@ -43,11 +43,18 @@ def thread() -> Iterator[threading.Thread]:
     thread.join()
 
 
+def forked(pidfd: int, fork: Callable[[], int] = os.fork) -> int:
+    """``os.fork()`` into a world."""
+    result: list[int] = []
+    _core.fork_into(pidfd, KINDS, fork, result)
+    return result[0]
+
+
 def told(pidfd: int, what: Callable[[], object], fork: Callable[[], int] = os.fork) -> str:
     """What a fork says of itself."""
     reading, writing = os.pipe()
     with os.fdopen(reading) as file, os.fdopen(writing, "w") as answer:
-        if (pid := _core.fork_into(pidfd, KINDS, fork)) == 0:
+        if (pid := forked(pidfd, fork)) == 0:
             try:
                 print(repr(what()), end="", file=answer, flush=True)
             finally:
@@ -142,12 +149,14 @@ def test_a_start_that_fails_takes_its_member_along() -> None:
     pids: list[int] = []
 
     def member(pidfd: int) -> int:
-        if (pid := _core.fork_into(pidfd, KINDS, os.fork)) == 0:
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+        if (pid := forked(pidfd)) == 0:
             signal.pause()
         pids.append(pid)
+        signal.pidfd_send_signal(pidfd, signal.SIGCONT)
         return pid
 
-    many = [core_mount(Mount(None, "/dev/shm", type="tmpfs"))] * 300  # so that the fork is made meanwhile
+    many = [core_mount(Mount(None, "/dev/shm", type="tmpfs"))] * 300  # so that it is stopped before the end
     missing = core_mount(Mount(None, "/not/there", type="tmpfs"))
     spec = namespace.plain_spec([*KINDS, "mount"], proc="mount", idmap="caller", mounts=[*many, missing])
     with pytest.raises(OSError, match="mount tmpfs on /not/there"):
@@ -162,7 +171,7 @@ def test_a_member_does_not_keep_its_world() -> None:
     pids: list[int] = []
 
     def member(pidfd: int) -> int:
-        if (pid := _core.fork_into(pidfd, KINDS, os.fork)) == 0:
+        if (pid := forked(pidfd)) == 0:
             signal.pause()
         pids.append(pid)
         return pid
@@ -172,3 +181,29 @@ def test_a_member_does_not_keep_its_world() -> None:
     with pytest.raises(ChildProcessError):
         os.waitpid(pids[0], os.WNOHANG)
     assert children(os.getpid()) == set()
+
+
+def test_one_at_a_time(world: _core.Handle) -> None:
+    """It is said, not waited for: who is at it may need the interpreter."""
+    refused: list[OSError] = []
+
+    def fork() -> int:
+        try:
+            forked(world.fileno())
+        except OSError as error:
+            refused.append(error)
+        return os.fork()
+
+    assert told(world.fileno(), os.getpid, fork) == "2"
+    assert [error.errno for error in refused] == [errno.EBUSY]
+    assert told(world.fileno(), os.getpid) == "3"
+
+
+def test_a_world_that_is_dropped_waits_for_whom_it_admitted() -> None:
+    handle = _core.start(namespace.plain_spec([*KINDS, "mount"], proc="mount", idmap="caller"))
+    if (pid := forked(handle.fileno())) == 0:
+        signal.pause()
+    handle.admit(pid)
+    del handle
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)

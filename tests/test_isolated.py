@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -404,14 +405,20 @@ def test_reports_come_while_it_runs(pytester: pytest.Pytester, run: Callable[...
     result.stdout.fnmatch_lines(["INTERNALERROR> *a broken reporter*"])
 
 
+@pytest.mark.parametrize("threads", [0, 1])
 @pytest.mark.parametrize("number", [1, 3])
 def test_an_interrupt_in_the_midst_of_a_fork(
-    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], number: int
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], number: int, threads: int
 ) -> None:
-    """It ends the session, with nothing left: be the world made beside the fork, or before it."""
-    pytester.makeconftest(f"""
-        import os, signal
+    """It ends the session, with nothing left: be the world made beside the fork, or before it.
 
+    A second thread takes the signal, since the first one blocks it.
+    """
+    pytester.makeconftest(f"""
+        import os, signal, threading, time
+
+        for _ in range({threads}):
+            threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
         here, forks, fork = os.getpid(), [], os.fork
 
         def interrupted():
@@ -439,3 +446,55 @@ def test_an_interrupt_in_the_midst_of_a_fork(
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.assert_outcomes(passed=number - 1)
     result.stdout.fnmatch_lines(["*KeyboardInterrupt*", "no child is left"])
+
+
+def test_directories_of_temporary_files(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the project holds is there as it is; another one below /tmp is made anew, with its mode."""
+    pytester.makepyfile("""
+        import os, stat, tempfile, pytest
+
+        @pytest.mark.isolated
+        def test_one():
+            directory = tempfile.gettempdir()
+            assert directory == os.environ["TMPDIR"]
+            assert stat.S_IMODE(os.stat(directory).st_mode) == 0o750
+            assert os.listdir(directory) == os.environ["HOLDS"].split()
+            with tempfile.NamedTemporaryFile(): pass
+    """)
+    held = pytester.path / "held"
+    held.mkdir()
+    held.chmod(0o750)
+    (held / "file").touch()
+    with tempfile.TemporaryDirectory(dir="/tmp") as other:
+        os.chmod(other, 0o750)
+        (Path(other) / "unseen").touch()
+        for directory, holds in ((str(held), "file"), (other, "")):
+            monkeypatch.setenv("TMPDIR", directory)
+            monkeypatch.setenv("HOLDS", holds)
+            run(f"--basetemp={pytester.path / 'base'}").assert_outcomes(passed=1)
+
+
+def test_a_directory_that_is_gone(pytester: pytest.Pytester, run: Callable[..., pytest.RunResult]) -> None:
+    """It is the failure of the test that is in it."""
+    pytester.makepyfile("""
+        import os, pytest
+
+        @pytest.mark.isolated
+        def test_before(): pass
+
+        def test_goes(tmp_path):
+            (tmp_path / "gone").mkdir()
+            os.chdir(tmp_path / "gone")
+            os.rmdir(tmp_path / "gone")
+
+        @pytest.mark.isolated
+        def test_in_it(): pass
+
+        def test_after(request): os.chdir(request.config.rootpath)
+
+        @pytest.mark.isolated
+        def test_elsewhere(): pass
+    """)
+    run().assert_outcomes(passed=4, failed=1)

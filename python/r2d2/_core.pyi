@@ -30,6 +30,10 @@ class Handle:
         """
         Kills the program that was started by `command`, if it was.
         """
+    def admit(self, /, pid: SupportsIndex) -> None:
+        """
+        Knows of a child of this process in its PID namespace, who has to be waited for before it ends.
+        """
     def exec(self, /, command: Command, stdio: tuple[SupportsIndex, SupportsIndex, SupportsIndex]) -> Process:
         """
         Starts a program in it.
@@ -493,10 +497,11 @@ def find(pid: SupportsIndex, start_time: SupportsIndex, pid_namespace: SupportsI
     or None if there is no such process any more. The caller must close it.
     """
 
-def fork_into(pidfd: SupportsIndex, namespaces: SupportsGetItem[int, str], fork: Any) -> int:
+def fork_into(pidfd: SupportsIndex, namespaces: SupportsGetItem[int, str], fork: Any, forked: Any) -> None:
     """
     fork(2) whose child is in these namespaces of the process behind `pidfd`, of which one may be a user namespace
-    whatever threads the caller has. `fork` is `os.fork`, or calls it; the result is its own: 0 in the child.
+    whatever threads the caller has. `fork` is `os.fork`; what it returns, 0 in the child, is appended to the list
+    `forked` before a handler of a signal that came meanwhile can raise anything.
     """
 
 def host_layout(exclude: SupportsGetItem[int, str | PathLike[str]] = ..., user_namespace: bool = True) -> tuple[list[tuple[str, int, str, str | None, list[tuple[str, int]]]], list[tuple[str, str]]]:
@@ -561,8 +566,9 @@ def start(spec: Spec, first: Any | None = None, member: Any | None = None) -> Ha
     """
     Starts a container. Two things are called while it is made, and end the start by what they raise: `first` with a
     `Starting`, to ask for a program that starts with it; `member` with a pidfd of PID 1, not the callee's to close, to
-    start a child of this process in its namespaces, which exist but need not have their content yet. It says that
-    child's pid; if the start fails afterwards the child is killed and waited for.
+    start a child of this process in its namespaces. Those of users, PIDs and mounts exist, but need not have their content
+    yet; others need not exist. It says that child's pid, who is killed and waited for if the start fails afterwards; if it
+    raises, no such child may be left.
     """
 
 def start_detached(spec: Spec, listen: SupportsIndex, exit: SupportsIndex, remove: SupportsGetItem[int, SupportsIndex] | None = None) -> Handle:

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::errors::Signals;
@@ -42,8 +43,9 @@ impl Starting {
 
 /// Starts a container. Two things are called while it is made, and end the start by what they raise: `first` with a
 /// `Starting`, to ask for a program that starts with it; `member` with a pidfd of PID 1, not the callee's to close, to
-/// start a child of this process in its namespaces, which exist but need not have their content yet. It says that
-/// child's pid; if the start fails afterwards the child is killed and waited for.
+/// start a child of this process in its namespaces. Those of users, PIDs and mounts exist, but need not have their content
+/// yet; others need not exist. It says that child's pid, who is killed and waited for if the start fails afterwards; if it
+/// raises, no such child may be left.
 #[pyfunction]
 #[pyo3(signature = (spec, first=None, member=None))]
 pub(super) fn start(
@@ -81,6 +83,8 @@ pub(super) fn start(
     drop((ask, fork));
     match (result, raised.into_inner().unwrap_or_else(PoisonError::into_inner)) {
         (Err(Error::Closed { .. }), Some(error)) => Err(error),
+        // That PID 1 has failed, too, may explain an error, but no interrupt.
+        (Err(_), Some(error)) if !error.is_instance_of::<PyOSError>(py) => Err(error),
         (result, _) => Ok(Handle { container: result? }),
     }
 }
@@ -155,6 +159,11 @@ impl Handle {
     /// A pidfd of PID 1, owned by the handle: readable when the container has ended.
     fn fileno(&self) -> i32 {
         self.container.pidfd().as_raw_fd()
+    }
+
+    /// Knows of a child of this process in its PID namespace, who has to be waited for before it ends.
+    fn admit(&self, py: Python<'_>, pid: i32) -> PyResult<()> {
+        Ok(py.detach(|| self.container.admit(pid))?)
     }
 
     /// Whether this process made it; false in a fork.

@@ -9,7 +9,7 @@ use super::errors::Signals;
 use super::process::{Process, seconds};
 use super::spec::{Command, Spec, namespaces as set_of};
 use crate::container::{self as core, Op, Plan};
-use crate::error::{Errno, Error};
+use crate::error::Error;
 
 /// A program that was started directly in new namespaces.
 #[pyclass(frozen, module = "r2d2._core")]
@@ -89,31 +89,30 @@ pub(super) fn enter(
 }
 
 /// fork(2) whose child is in these namespaces of the process behind `pidfd`, of which one may be a user namespace
-/// whatever threads the caller has. `fork` is `os.fork`, or calls it; the result is its own: 0 in the child.
+/// whatever threads the caller has. `fork` is `os.fork`; what it returns, 0 in the child, is appended to the list
+/// `forked` before a handler of a signal that came meanwhile can raise anything.
 #[pyfunction]
 pub(super) fn fork_into(
     py: Python<'_>,
     pidfd: i32,
     namespaces: Vec<String>,
     fork: Py<PyAny>,
-) -> PyResult<i32> {
+    forked: &Bound<'_, PyAny>,
+) -> PyResult<()> {
     let flags = set_of(&namespaces)?.flags();
     let mut raised = None;
-    let mut call = || match fork.call0(py).and_then(|pid| pid.extract::<i32>(py)) {
-        Ok(pid) => Some(pid),
-        Err(error) => {
-            raised = Some(error);
-            None
-        }
+    let mut call = || {
+        let pid = fork.call0(py).and_then(|pid| pid.extract::<i32>(py));
+        let noted = pid.and_then(|pid| forked.call_method1("append", (pid,)).map(|_| pid));
+        noted.map_err(|error| raised = Some(error)).ok()
     };
-    let forked = crate::sys::fork::fork_into(crate::sys::borrow(&pidfd), flags, &mut call);
-    match (raised, forked) {
+    let done = crate::sys::fork::fork_into(crate::sys::borrow(&pidfd), flags, &mut call);
+    match (raised, done) {
         (Some(error), _) => Err(error),
-        (None, Ok(Some(pid))) => Ok(pid),
-        (None, forked) => {
-            let errno = forked.err().unwrap_or(Errno::ECHILD);
+        (None, Ok(_)) => Ok(()),
+        (None, Err((call, errno))) => {
             let step = format!("fork into namespaces ({})", namespaces.join(", "));
-            Err(Error::step(step, "setns", errno, None::<&str>).into())
+            Err(Error::step(step, call, errno, None::<&str>).into())
         }
     }
 }

@@ -318,7 +318,8 @@ impl Child<'_> {
                 Ok(())
             }
             Op::Move { from, to } => {
-                self.call(nr::MOVE_MOUNT, [AT_FDCWD, text(from), AT_FDCWD, text(to), 0]).map(drop)
+                const TO_SYMLINKS: usize = 0x10;
+                self.call(nr::MOVE_MOUNT, [AT_FDCWD, text(from), AT_FDCWD, text(to), TO_SYMLINKS]).map(drop)
             }
             Op::Remount { at, attributes } => {
                 let attr = MountAttr { set: *attributes, clear: 0, propagation: 0, userns: 0 };

@@ -142,7 +142,7 @@ impl Container {
             next: AtomicU64::new(first),
             ended: Mutex::new(None),
             groups: Mutex::new(Groups::default()),
-            member: None,
+            member: Mutex::new(None),
             owned: AtomicBool::new(false),
         })
     }

@@ -45,8 +45,8 @@ pub struct Container {
     pub(super) next: AtomicU64,
     pub(super) ended: Mutex<Option<i32>>,
     pub(super) groups: Mutex<Groups>,
-    /// pidfd of a child of the creator's in it, if one started with it.
-    pub(super) member: Option<OwnedFd>,
+    /// pidfd of a child of the creator's in it, if there is one.
+    pub(super) member: Mutex<Option<OwnedFd>>,
     /// It ends with this handle. Not so with a detached one.
     pub(super) owned: AtomicBool,
 }
@@ -126,7 +126,7 @@ impl Container {
         let mut meanwhile = |pidfd: BorrowedFd<'_>| {
             // Its request lies in the socket before PID 1 exists: no round trip.
             first.as_mut().map_or(Ok(()), |first| first(control.as_fd()))?;
-            member.as_mut().map(|member| member(pidfd)).transpose()
+            member.as_mut().map_or(Ok(None), |member| launch::member(member(pidfd)?))
         };
         let started = launch::start_beside(&plan, fds, &mut meanwhile, interrupt)?;
         if let Some(reaper) = &reaper
@@ -148,13 +148,24 @@ impl Container {
                 reapers: reaper.into_iter().collect(),
                 stopped: false,
             }),
-            member: started.member,
+            member: Mutex::new(started.member),
             owned: AtomicBool::new(true),
         })
     }
 
     fn ended(&self) -> MutexGuard<'_, Option<i32>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn member(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Knows of a child of the caller's in its PID namespace, who has to be waited for before it ends. On failure that
+    /// child is ended.
+    pub fn admit(&self, pid: i32) -> Result<()> {
+        *self.member() = launch::member(pid)?;
+        Ok(())
     }
 
     /// Whether this process made it.
@@ -357,7 +368,7 @@ impl Container {
         self.kill(libc::SIGKILL)?;
         // A frozen process of version 1 dies only when thawed.
         let _ = self.groups().cgroup.as_ref().map(Cgroup::thaw);
-        self.member.as_ref().map(launch::await_member);
+        self.member().as_ref().map(launch::await_member);
         while self.wait(None, &pidfd::never)?.is_none() {}
         Ok(())
     }

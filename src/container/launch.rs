@@ -4,8 +4,7 @@
 //! 2. clone(2) with `CLONE_VM` and the namespaces of the plan (`sys::clone`). The child waits (`child`).
 //! 3. The caller writes the id maps and joins the control groups: only a process outside may.
 //! 4. The child is told to go and walks the list. The caller does what else it has to do (`Meanwhile`), and waits until
-//!    the kernel clears `alive`: the child has executed its program, or has ended. The namespaces exist by then, but for
-//!    their content.
+//!    the kernel clears `alive`: the child has executed its program, or has ended.
 //! 5. A failed step is read from [`Shared`], worded, and the child is reaped.
 //!
 //! The calling thread never holds a lock across the clone, and all of its signals are blocked for that moment, so that
@@ -19,7 +18,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use super::child::{self, Beside, Hand, Job, NOTE, Shared};
 use super::plan::Plan;
@@ -102,8 +103,9 @@ fn new_enough(release: &str) -> bool {
 }
 
 /// What the caller does while the child, of which it gets the pidfd, is at work; an error of it ends the child. The
-/// result is the pid of a child of its own that it has started in the new PID namespace, if it has.
-pub(super) type Meanwhile<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<Option<i32>>;
+/// namespaces of clone(2) exist, but for that of the network; they need not have their content. The result is the pidfd
+/// of a child of its own that the caller has started in the new PID namespace, if it has.
+pub(super) type Meanwhile<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<Option<OwnedFd>>;
 
 /// Carries the plan out. On failure nothing of it is left.
 pub(super) fn start(plan: &Plan, fds: Descriptors, interrupt: Interrupt<'_>) -> Result<Started> {
@@ -200,8 +202,7 @@ pub(super) fn start_beside(
         let done = catch_unwind(AssertUnwindSafe(|| meanwhile(pidfd.as_fd()))).unwrap_or_else(|_| {
             Err(Error::Closed { message: "panic beside the start of a container".into() })
         });
-        // That it is not known any more means that somebody waits for all children.
-        result = done.map(|started| member = started.and_then(|pid| pidfd::open(pid).ok()));
+        result = done.map(|started| member = started);
         if result.is_err() {
             let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
         }
@@ -236,8 +237,13 @@ pub(super) fn start_beside(
     }
     let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
     member.as_ref().map(await_member);
+    // One of whom `meanwhile` has lost sight would keep it for ever: then it is reaped some other time.
+    let patience = result.is_err().then_some(Duration::from_secs(10));
     while let Ok(None) = pidfd::reap(pidfd.as_fd()) {
-        let _ = pidfd::wait_readable(&pidfd, None, &pidfd::never);
+        if let Ok(false) = pidfd::wait_readable(&pidfd, patience, &pidfd::never) {
+            pidfd::leave(pidfd);
+            break;
+        }
     }
     if let Some(cgroup) = cgroup {
         let _ = cgroup.remove();
@@ -254,8 +260,23 @@ pub(super) fn start_beside(
     Err(plan.failure(step, name, Errno::from_raw(errno), note(shared)))
 }
 
-/// Waits for a child of the caller's in the container's PID namespace, whose PID 1 was killed: that one does not end
-/// before all whom it takes along have been waited for (pid_namespaces(7)).
+/// A child of the caller's in the container's PID namespace, as [`Meanwhile`] has it; none if somebody who waits for all
+/// children has seen its end already. On failure it is ended.
+pub(super) fn member(pid: i32) -> Result<Option<OwnedFd>> {
+    match pidfd::open(pid) {
+        Ok(member) => Ok(Some(member)),
+        Err(Errno::ESRCH) => Ok(None),
+        Err(errno) => {
+            let pid = Pid::from_raw(pid);
+            let _ = kill(pid, Signal::SIGKILL);
+            while waitpid(pid, None) == Err(Errno::EINTR) {}
+            Err(Error::step("know a process of the container", "pidfd_open", errno, None::<&str>))
+        }
+    }
+}
+
+/// Waits for such a child after PID 1 was killed: that one does not end before all whom it takes along have been waited
+/// for (pid_namespaces(7)).
 pub(super) fn await_member(member: &OwnedFd) {
     while let Ok(None) = pidfd::reap(member.as_fd()) {
         let _ = pidfd::wait_readable(member, None, &pidfd::never);

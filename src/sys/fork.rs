@@ -12,11 +12,19 @@
 //! | fork | a copy | goes on as the caller's copy would after fork(2) |
 //!
 //! The fork is a child of the double, which ends at once; that the caller becomes its parent then, and may wait(2) for
-//! it, is what `PR_SET_CHILD_SUBREAPER` is set for while this lasts. All signals are blocked meanwhile: none is handled
-//! by the double, and none is lost, since they are the caller's.
+//! it, is what `PR_SET_CHILD_SUBREAPER` is set for while this lasts: what other descendants orphan in these moments
+//! becomes the caller's, too. One at a time, since that is a property of the whole process.
+//!
+//! All signals are blocked meanwhile: none is lost, since they are the caller's. Another thread of the caller may take
+//! one and note it for an interpreter, which would handle it at its next instruction, in the double: so `fork` is best
+//! no more than a call of fork(2), and what comes of it noted by the caller of this.
+//!
+//! Handlers of pthread_atfork(3) and their like that belong to the parent's side run in the double. They have the
+//! caller's memory and descriptors, but can start no thread: its children are in another PID namespace.
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::prctl::{get_child_subreaper, set_child_subreaper};
@@ -43,28 +51,47 @@ enum Outcome {
     Back(Option<i32>),
 }
 
+/// Somebody is at it.
+static BUSY: AtomicBool = AtomicBool::new(false);
+
 /// Joins the namespaces `kinds` (`CLONE_NEW…`) of the process behind `target` and calls `fork`, which is fork(2) with
 /// whatever belongs to it: its result is 0 in the child, the child's pid in the caller, and None if it failed. The
 /// child is the caller's, in these namespaces; the caller itself stays where it is.
 ///
-/// Of `fork` there must be one thread that can run it: the caller's, which is suspended. It must not wait for a signal.
+/// `fork` runs in the double: memory, locks and descriptors are the caller's, the pid is not. An error names the system
+/// call; `EBUSY` is that of another thread.
 pub fn fork_into(
     target: BorrowedFd<'_>,
     kinds: u64,
     fork: &mut dyn FnMut() -> Option<i32>,
-) -> nix::Result<Option<i32>> {
+) -> Result<Option<i32>, (&'static str, Errno)> {
+    if BUSY.swap(true, Ordering::Acquire) {
+        return Err(("prctl", Errno::EBUSY));
+    }
+    let forked = alone(target, kinds, fork);
+    BUSY.store(false, Ordering::Release); // in the fork, too: it has a copy
+    forked
+}
+
+/// The same, while nobody else does it.
+fn alone(
+    target: BorrowedFd<'_>,
+    kinds: u64,
+    fork: &mut dyn FnMut() -> Option<i32>,
+) -> Result<Option<i32>, (&'static str, Errno)> {
+    let named = |call| move |errno| (call, errno);
     let mut job = Job { target: target.as_raw_fd(), kinds: kinds as usize, fork, outcome: Outcome::Lost };
-    let reaper = get_child_subreaper()?;
-    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-    let cloned = set_child_subreaper(true).and_then(|()| {
+    let reaper = get_child_subreaper().map_err(named("prctl"))?;
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(named("sigprocmask"))?;
+    let cloned = set_child_subreaper(true).map_err(named("prctl")).and_then(|()| {
         // SAFETY: `double` takes a `Job`, which outlives the double: it has ended before the caller goes on.
         let pid = unsafe { suspended(double, (&raw mut job).cast()) };
-        if pid < 0 { Err(Errno::from_raw(-pid as i32)) } else { Ok(pid as i32) }
+        if pid < 0 { Err(("clone", Errno::from_raw(-pid as i32))) } else { Ok(pid as i32) }
     });
     match cloned {
         Ok(0) => {
             register_rseq();
-            mask.thread_set_mask()?;
+            mask.thread_set_mask().map_err(named("sigprocmask"))?;
             return Ok(Some(0));
         }
         // Not before it has ended altogether is the fork a child of ours.
@@ -72,11 +99,11 @@ pub fn fork_into(
         Err(_) => {}
     }
     let _ = set_child_subreaper(reaper);
-    mask.thread_set_mask()?;
+    mask.thread_set_mask().map_err(named("sigprocmask"))?;
     cloned?;
     match job.outcome {
-        Outcome::Lost => Err(Errno::ECHILD),
-        Outcome::Refused(errno) => Err(errno),
+        Outcome::Lost => Err(("waitpid", Errno::ECHILD)),
+        Outcome::Refused(errno) => Err(("setns", errno)),
         Outcome::Back(pid) => Ok(pid),
     }
 }
@@ -99,7 +126,7 @@ extern "C" fn double(job: *mut c_void) -> bool {
     }
 }
 
-/// clone(2) of a process that shares memory and stack with this one, which is suspended until that has ended. There
+/// clone(2) of a process that shares memory, stack and descriptors with this one, which is suspended until that has ended. There
 /// `entry(argument)` is called; if it says false the process ends, if true (in a fork of it) that goes on here. The
 /// result is the process's pid, a negative errno, or 0 in such a fork.
 ///
@@ -109,7 +136,7 @@ extern "C" fn double(job: *mut c_void) -> bool {
 /// `argument` is what `entry` expects, and nobody else uses it.
 unsafe fn suspended(entry: extern "C" fn(*mut c_void) -> bool, argument: *mut c_void) -> isize {
     let mut result = nr::CLONE as isize;
-    let flags = (libc::CLONE_VM | libc::CLONE_VFORK) as usize;
+    let flags = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_VFORK) as usize;
     // SAFETY: the double runs on the same stack, below this frame, and never leaves this block: so what the caller finds
     // when it goes on is as it was. The stack is aligned and the red zone unused, since `nostack` is not said. A fork
     // has a copy of all of it, and leaves the block as the caller does. `entry` neither unwinds (`extern "C"`) nor

@@ -13,6 +13,7 @@ each as soon as it is known; assertions are rewritten as ever. Limits:
   ``session`` fixtures that it is the first to use (they end with it, and the next test makes its own);
 - fixtures of a longer life that were there before are seen as they were. An ``r2d2.Container`` among them
   refuses to be used, since it belongs to the process that started it, as does an event loop;
+- objects that were there before are not looked at by the garbage collector (``gc.freeze``);
 - other threads do not exist in the fork, as after any fork(2) in a program with threads: what they held
   locked stays locked;
 - coverage.py measures it with ``[run] patch = _exit`` and ``parallel = true``;
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> bool:
     """``pytest_runtest_protocol`` of such a test."""
-    wanted = _wanted(item, mark)
+    wanted = _wanted(mark)
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
 
@@ -82,13 +83,18 @@ def run(item: pytest.Item, nextitem: pytest.Item | None, mark: pytest.Mark) -> b
     return True
 
 
-def _wanted(item: pytest.Item, mark: pytest.Mark) -> worlds.Wanted:
+def _wanted(mark: pytest.Mark) -> worlds.Wanted:
     options = {"root": False, "net": True, "tmp": True}
     unknown = set(mark.kwargs) - set(options)
     if mark.args or unknown:
         raise pytest.UsageError("@pytest.mark.isolated takes root=, net= and tmp= (true or false)")
     root, net, tmp = (bool(mark.kwargs.get(name, default)) for name, default in options.items())
-    return worlds.Wanted(root, net, tmp, private_tmp.kept(item) if tmp else ())
+    return worlds.Wanted(root, net, tmp)
+
+
+def _of(item: pytest.Item, wanted: worlds.Wanted) -> worlds.Wanted:
+    """The same with what this test's /tmp shows."""
+    return wanted._replace(kept=private_tmp.kept(item)) if wanted.tmp else wanted
 
 
 def _report(item: pytest.Item, call: pytest.CallInfo[Any]) -> pytest.TestReport:
@@ -145,6 +151,7 @@ def _fork(item: pytest.Item, nextitem: pytest.Item | None, wanted: worlds.Wanted
     """Runs the protocol in a fork; when it returns, none of it runs any more, however it was left."""
     sys.stdout.flush()
     sys.stderr.flush()
+    wanted = _of(item, wanted)
     forked: list[int] = []
     with contextlib.ExitStack() as stack:
         _reporters(item.config)
@@ -159,6 +166,7 @@ def _fork(item: pytest.Item, nextitem: pytest.Item | None, wanted: worlds.Wanted
             world = worlds.take(wanted, lambda pidfd: _begin(pidfd, forked, child))
         except BaseException as error:
             _end(forked)
+            worlds.settle()
             if not isinstance(error, OSError):
                 raise
             answer.take("refused", _refusal(error))
@@ -211,8 +219,8 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[Any, Any]:
 def _prepare(item: pytest.Item | None) -> None:
     """The world of the next test."""
     if item is not None and (mark := item.get_closest_marker("isolated")) is not None:
-        with contextlib.suppress(pytest.UsageError):  # its own to be told
-            worlds.prepare(_wanted(item, mark))
+        with contextlib.suppress(pytest.UsageError, OSError):  # its own to be told
+            worlds.prepare(_of(item, _wanted(mark)))
 
 
 def _end(forked: list[int]) -> None:
@@ -260,7 +268,9 @@ def _listen(
                     waiting.unregister(answers)
                     done = answer.complete and ended(None)
             if not done and pidfd in ready:
-                status = os.waitpid(pid, 0)[1]
+                status = 0  # as ``subprocess`` has it, if somebody who waits for all children was first
+                with contextlib.suppress(ChildProcessError):
+                    status = os.waitpid(pid, 0)[1]
                 done = True
                 ended(status)
                 message += answers.readall()
@@ -285,8 +295,8 @@ def _child(item: pytest.Item, wanted: worlds.Wanted, pidfd: int, ready: Any, tel
         temporary = private_tmp.directory() if wanted.tmp else None
         if ready.read(1):
             worlds.join(pidfd, wanted)
-            if temporary is not None:
-                os.makedirs(temporary[0], exist_ok=True)
+            if temporary is not None and not os.path.isdir(temporary[0]):
+                os.makedirs(temporary[0])
                 os.chmod(*temporary)
             code = _test(item, writing)
             if code == 0 and os._exit is posix._exit and len(os.listdir("/proc/self/task")) == 1:

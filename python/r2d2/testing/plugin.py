@@ -367,7 +367,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """In the fork of an isolated test: a report that did not come from its three phases, as of a subtest."""
+    """In the fork of an isolated test: a report, of its phases or of a subtest."""
     if _forked is not None:
         _forked.report(report)
 

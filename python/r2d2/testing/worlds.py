@@ -17,7 +17,6 @@ import contextlib
 import functools
 import os
 import signal
-import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r2d2 import _core, namespace
@@ -89,9 +88,9 @@ class World:
     def end(self, *, wait: bool = True) -> None:
         """Kills all that is in it, and waits for that; if nothing is, ``settle`` may do the waiting."""
         if not self.ended:
-            self.ended = True
             if not self.gone():
                 self._handle.kill(signal.SIGKILL)
+            self.ended = True
         if wait:
             self._handle.wait()
         else:
@@ -108,16 +107,16 @@ def take(wanted: Wanted, begin: Callable[[int], int]) -> World:
     """A world that nobody was in; the caller's to end. ``begin`` gets its PID 1's pidfd, to ``fork``.
 
     Raises:
-        OSError: this host cannot have it. If ``begin`` was called, its child has ended.
+        OSError: this host cannot have it. What ``begin`` has forked has ended, or is for it to end.
     """
     world = _prepared.pop() if _prepared else None
     _reap(os.WNOHANG)
     if world is not None:
         if world.fits(wanted):
             try:
-                begin(world.pidfd)
+                world._handle.admit(begin(world.pidfd))
             except BaseException:
-                world.end()
+                world.end(wait=False)
                 raise
             return world
         world.end()
@@ -195,16 +194,9 @@ def _then(wanted: Wanted) -> list[str]:
 def fork(pidfd: int, forked: list[int]) -> None:
     """fork(2): the child is in the user and PID namespaces of this PID 1; the others may not be ready yet.
 
-    Its result is appended to ``forked`` before any signal is handled: whatever that raises, it is known.
+    Its result is appended to ``forked``, whatever a signal that comes meanwhile raises.
     """
-
-    def fork() -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # other threads: see ``isolated``
-            forked.append(os.fork())
-        return forked[-1]
-
-    _core.fork_into(pidfd, _first(), fork)
+    _core.fork_into(pidfd, _first(), os.fork, forked)
 
 
 def join(pidfd: int, wanted: Wanted) -> None:
