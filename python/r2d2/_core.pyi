@@ -566,9 +566,9 @@ def start(spec: Spec, first: Any | None = None, member: Any | None = None) -> Ha
     """
     Starts a container. Two things are called while it is made, and end the start by what they raise: `first` with a
     `Starting`, to ask for a program that starts with it; `member` with a pidfd of PID 1, not the callee's to close, to
-    start a child of this process in its namespaces. Those of users, PIDs and mounts exist, but need not have their content
-    yet; others need not exist. It says that child's pid, who is killed and waited for if the start fails afterwards; if it
-    raises, no such child may be left.
+    start a child of this process in its namespaces. Those of users, PIDs and mounts exist, but need not have their
+    content yet; others need not exist. It says that child's pid, who is killed and waited for if the start fails
+    afterwards; if it raises, no such child may be left.
     """
 
 def start_detached(spec: Spec, listen: SupportsIndex, exit: SupportsIndex, remove: SupportsGetItem[int, SupportsIndex] | None = None) -> Handle:

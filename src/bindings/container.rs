@@ -43,9 +43,9 @@ impl Starting {
 
 /// Starts a container. Two things are called while it is made, and end the start by what they raise: `first` with a
 /// `Starting`, to ask for a program that starts with it; `member` with a pidfd of PID 1, not the callee's to close, to
-/// start a child of this process in its namespaces. Those of users, PIDs and mounts exist, but need not have their content
-/// yet; others need not exist. It says that child's pid, who is killed and waited for if the start fails afterwards; if it
-/// raises, no such child may be left.
+/// start a child of this process in its namespaces. Those of users, PIDs and mounts exist, but need not have their
+/// content yet; others need not exist. It says that child's pid, who is killed and waited for if the start fails
+/// afterwards; if it raises, no such child may be left.
 #[pyfunction]
 #[pyo3(signature = (spec, first=None, member=None))]
 pub(super) fn start(

@@ -260,8 +260,8 @@ pub(super) fn start_beside(
     Err(plan.failure(step, name, Errno::from_raw(errno), note(shared)))
 }
 
-/// A child of the caller's in the container's PID namespace, as [`Meanwhile`] has it; none if somebody who waits for all
-/// children has seen its end already. On failure it is ended.
+/// A child of the caller's in the container's PID namespace, as [`Meanwhile`] has it; none if somebody who waits for
+/// all children has seen its end already. On failure it is ended.
 pub(super) fn member(pid: i32) -> Result<Option<OwnedFd>> {
     match pidfd::open(pid) {
         Ok(member) => Ok(Some(member)),

@@ -126,9 +126,9 @@ extern "C" fn double(job: *mut c_void) -> bool {
     }
 }
 
-/// clone(2) of a process that shares memory, stack and descriptors with this one, which is suspended until that has ended. There
-/// `entry(argument)` is called; if it says false the process ends, if true (in a fork of it) that goes on here. The
-/// result is the process's pid, a negative errno, or 0 in such a fork.
+/// clone(2) of a process that shares memory, stack and descriptors with this one, which is suspended until that has
+/// ended. There `entry(argument)` is called; if it says false the process ends, if true (in a fork of it) that goes on
+/// here. The result is the process's pid, a negative errno, or 0 in such a fork.
 ///
 /// No signal tells of its end: it is waited for with `__WALL`.
 ///
@@ -137,8 +137,8 @@ extern "C" fn double(job: *mut c_void) -> bool {
 unsafe fn suspended(entry: extern "C" fn(*mut c_void) -> bool, argument: *mut c_void) -> isize {
     let mut result = nr::CLONE as isize;
     let flags = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_VFORK) as usize;
-    // SAFETY: the double runs on the same stack, below this frame, and never leaves this block: so what the caller finds
-    // when it goes on is as it was. The stack is aligned and the red zone unused, since `nostack` is not said. A fork
+    // SAFETY: the double runs on the same stack, below this frame, and never leaves this block: so what the caller
+    // finds when it goes on is as it was. The stack is aligned and the red zone unused, since `nostack` is not said. A fork
     // has a copy of all of it, and leaves the block as the caller does. `entry` neither unwinds (`extern "C"`) nor
     // changes callee-saved registers.
     unsafe {
